@@ -1,0 +1,224 @@
+//! The boot block: what the host tells the guest before its first instruction.
+//!
+//! It is the value of the property `tidemark,boot-block` of the devicetree's `/chosen` node, so that a guest with its
+//! MMU still off reads it like the rest of the devicetree, with no hypercall and no cache maintenance.
+
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::addr::{Gpa, GuestRange, VaBits};
+use crate::{Granule, map};
+
+/// Name of the property of `/chosen` that holds the block.
+pub const BOOT_BLOCK_PROPERTY: &str = "tidemark,boot-block";
+/// `compatible` of the doorbell's devicetree node.
+pub const DOORBELL_COMPATIBLE: &str = "tidemark,doorbell-1";
+/// First eight bytes of the block.
+pub const BOOT_MAGIC: u64 = u64::from_le_bytes(*b"TDMKBOOT");
+/// Version of the block's layout.
+pub const BOOT_VERSION: u32 = 1;
+/// Most parameters a workload has on the wire.
+pub const WORKLOAD_PARAMS: usize = 8;
+
+/// Hypercalls go through HVC instead of the doorbell.
+pub const FLAG_HVC: u32 = 1 << 0;
+/// The region is mapped with the largest blocks that fit instead of pages.
+pub const FLAG_REGION_BLOCKS: u32 = 1 << 1;
+/// Test hook: vCPU 0 takes an unexpected exception after it has booted.
+pub const FLAG_PLANT_EXCEPTION: u32 = 1 << 2;
+const KNOWN_FLAGS: u32 = FLAG_HVC | FLAG_REGION_BLOCKS | FLAG_PLANT_EXCEPTION;
+
+/// The block as bytes: little-endian, no padding, 160 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct BootBlock {
+    magic: U64,
+    version: U32,
+    size_bytes: U32,
+    granule_shift: U32,
+    va_bits: U32,
+    vcpus: U32,
+    flags: U32,
+    region_gpa: U64,
+    region_size: U64,
+    ram_gpa: U64,
+    ram_size: U64,
+    seed: U64,
+    pattern: U32,
+    reserved0: U32,
+    params: [U64; WORKLOAD_PARAMS],
+    reserved1: [U64; 2],
+}
+
+const _: () = assert!(size_of::<BootBlock>() == 160);
+
+/// The block's meaning, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BootInfo {
+    /// Translation granule and virtual address size that the guest sets up.
+    pub va: VaBits,
+    /// Number of vCPUs, 1 to [`map::MAX_VCPUS`].
+    pub vcpus: u32,
+    /// Any of the `FLAG_…` bits.
+    pub flags: u32,
+    /// The shared region.
+    pub region: GuestRange,
+    /// RAM.
+    pub ram: GuestRange,
+    /// Seed of the plan.
+    pub seed: u64,
+    /// The workload's number, as `workload::Pattern` encodes it.
+    pub pattern: u32,
+    /// The workload's parameters, in the pattern's order; unused ones are zero.
+    pub params: [u64; WORKLOAD_PARAMS],
+}
+
+/// Why a boot block was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootBlockError {
+    /// Fewer bytes than the block has.
+    Short {
+        /// Bytes there were.
+        got_bytes: usize,
+    },
+    /// The first eight bytes are not [`BOOT_MAGIC`].
+    Magic(u64),
+    /// A version this code does not know.
+    Version(u32),
+    /// `size_bytes` disagrees with the version.
+    Size(u32),
+    /// No such granule and VA size pair.
+    Translation {
+        /// log2 of the granule asked for.
+        granule_shift: u32,
+        /// VA bits asked for.
+        va_bits: u32,
+    },
+    /// Zero or too many vCPUs.
+    Vcpus(u32),
+    /// Unknown flag bits.
+    Flags(u32),
+    /// A range that wraps.
+    Range(Gpa),
+    /// A reserved field is not zero.
+    Reserved,
+}
+
+impl BootInfo {
+    /// The block's bytes.
+    pub fn encode(&self) -> BootBlock {
+        BootBlock {
+            magic: BOOT_MAGIC.into(),
+            version: BOOT_VERSION.into(),
+            size_bytes: (size_of::<BootBlock>() as u32).into(),
+            granule_shift: self.va.granule().shift().into(),
+            va_bits: self.va.bits().into(),
+            vcpus: self.vcpus.into(),
+            flags: self.flags.into(),
+            region_gpa: self.region.start().raw().into(),
+            region_size: self.region.len_bytes().into(),
+            ram_gpa: self.ram.start().raw().into(),
+            ram_size: self.ram.len_bytes().into(),
+            seed: self.seed.into(),
+            pattern: self.pattern.into(),
+            reserved0: 0.into(),
+            params: self.params.map(U64::from),
+            reserved1: [0.into(); 2],
+        }
+    }
+
+    /// Checks and reads a block from the property's bytes.
+    ///
+    /// # Errors
+    /// Every field that is out of range is its own [`BootBlockError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, BootBlockError> {
+        let (block, rest) = BootBlock::read_from_prefix(bytes)
+            .map_err(|_| BootBlockError::Short { got_bytes: bytes.len() })?;
+        if block.magic.get() != BOOT_MAGIC {
+            return Err(BootBlockError::Magic(block.magic.get()));
+        }
+        if block.version.get() != BOOT_VERSION {
+            return Err(BootBlockError::Version(block.version.get()));
+        }
+        if block.size_bytes.get() as usize != size_of::<BootBlock>() || !rest.is_empty() {
+            return Err(BootBlockError::Size(block.size_bytes.get()));
+        }
+        let (granule_shift, va_bits) = (block.granule_shift.get(), block.va_bits.get());
+        let va = Granule::from_shift(granule_shift)
+            .and_then(|granule| VaBits::new(granule, va_bits))
+            .ok_or(BootBlockError::Translation { granule_shift, va_bits })?;
+        let vcpus = block.vcpus.get();
+        if vcpus == 0 || vcpus as usize > map::MAX_VCPUS {
+            return Err(BootBlockError::Vcpus(vcpus));
+        }
+        let flags = block.flags.get();
+        if flags & !KNOWN_FLAGS != 0 {
+            return Err(BootBlockError::Flags(flags));
+        }
+        if block.reserved0.get() != 0 || block.reserved1 != [U64::ZERO; 2] {
+            return Err(BootBlockError::Reserved);
+        }
+        let range = |gpa: U64, size: U64| {
+            let start = Gpa::new(gpa.get());
+            GuestRange::new(start, size.get()).ok_or(BootBlockError::Range(start))
+        };
+        Ok(Self {
+            va,
+            vcpus,
+            flags,
+            region: range(block.region_gpa, block.region_size)?,
+            ram: range(block.ram_gpa, block.ram_size)?,
+            seed: block.seed.get(),
+            pattern: block.pattern.get(),
+            params: block.params.map(U64::get),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> BootInfo {
+        BootInfo {
+            va: VaBits::new(Granule::K16, 47).unwrap(),
+            vcpus: 4,
+            flags: FLAG_HVC,
+            region: GuestRange::new(map::REGION_BASE, map::REGION_SIZE).unwrap(),
+            ram: GuestRange::new(map::RAM_BASE, 256 << 20).unwrap(),
+            seed: 0x0123_4567_89ab_cdef,
+            pattern: 3,
+            params: [1, 2, 3, 4, 5, 6, 7, 8],
+        }
+    }
+
+    #[test]
+    fn bytes_are_golden() {
+        let block = sample().encode();
+        let bytes = block.as_bytes();
+        assert_eq!(&bytes[..8], b"TDMKBOOT");
+        assert_eq!(&bytes[8..32], [1, 0, 0, 0, 160, 0, 0, 0, 14, 0, 0, 0, 47, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(&bytes[32..40], [0, 0, 0, 0x20, 0, 0, 0, 0]);
+        assert_eq!(&bytes[64..72], [0xef, 0xcd, 0xab, 0x89, 0x67, 0x45, 0x23, 0x01]);
+        assert_eq!(BootInfo::decode(bytes), Ok(sample()));
+    }
+
+    #[test]
+    fn every_bad_field_is_named() {
+        let decode_with = |at: usize, value: u8| {
+            let block = sample().encode();
+            let mut bytes = [0; size_of::<BootBlock>()];
+            bytes.copy_from_slice(block.as_bytes());
+            bytes[at] = value;
+            BootInfo::decode(&bytes)
+        };
+        assert!(matches!(decode_with(0, 0), Err(BootBlockError::Magic(_))));
+        assert_eq!(decode_with(8, 9), Err(BootBlockError::Version(9)));
+        assert_eq!(decode_with(12, 1), Err(BootBlockError::Size(1)));
+        assert!(matches!(decode_with(20, 39), Err(BootBlockError::Translation { va_bits: 39, .. })));
+        assert_eq!(decode_with(24, 9), Err(BootBlockError::Vcpus(9)));
+        assert!(matches!(decode_with(31, 0x80), Err(BootBlockError::Flags(_))));
+        assert_eq!(decode_with(159, 1), Err(BootBlockError::Reserved));
+        assert_eq!(BootInfo::decode(&[0; 10]), Err(BootBlockError::Short { got_bytes: 10 }));
+    }
+}

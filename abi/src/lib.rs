@@ -1,0 +1,17 @@
+//! The contract between the firmware and hostvmm. Pure data: no I/O, no `unsafe`, no allocation.
+//!
+//! - [`addr`]: address and page-size newtypes that everything else speaks in;
+//! - [`map`]: where RAM, the region and the devices lie in the guest's physical space;
+//! - [`boot`]: the boot block, handed over in the devicetree;
+//! - [`hypercall`]: the doorbell, the request block, the commands a vCPU is given and the outcomes it returns.
+//!
+//! Neighbours: `workload` and `pagetable` build on the address types; the firmware is one end of the contract,
+//! `hostvmm::device` the other. The prose version is docs/hypercall-abi.md; a change of bytes is a new version there.
+#![no_std]
+
+pub mod addr;
+pub mod boot;
+pub mod hypercall;
+pub mod map;
+
+pub use addr::{Gpa, Granule, GuestRange, VaBits};
