@@ -1,1 +1,15 @@
-//! Placeholder.
+//! An AArch64 machine in software: CPU, stage-1 MMU, exceptions, timer, GIC, and a dirty log at stage 2.
+//!
+//! The core decodes with `disarm64`, lowers each instruction once into an [`op::Op`] that carries its own handler
+//! ([`lower`]), keeps those by page of code ([`code`]) and runs them in blocks ([`exec`]). Memory goes through a software
+//! TLB ([`tlb`]) whose write tags are the dirty log's first line.
+
+pub mod code;
+pub mod cpu;
+pub mod exec;
+pub mod fault;
+pub mod lower;
+pub mod op;
+pub mod shared;
+pub mod sysreg;
+pub mod tlb;

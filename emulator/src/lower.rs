@@ -1,0 +1,1 @@
+//! From a decoded instruction to an [`crate::op::Op`].
