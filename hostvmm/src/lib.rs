@@ -1,1 +1,7 @@
-//! Placeholder.
+//! The VMM: builds a machine, runs it, logs dirty pages, copies them and verifies every pass.
+//!
+//! - [`memory`]: memslots on memfd or a file; the only owner of pointers into guest RAM;
+//! - [`backend`]: the traits [`backend::Vm`] and [`backend::Vcpu`], and what implements them.
+
+pub mod backend;
+pub mod memory;

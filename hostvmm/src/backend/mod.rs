@@ -1,0 +1,303 @@
+//! What runs vCPUs: the traits [`Vm`] and [`Vcpu`], and the accelerators that implement them.
+//!
+//! The shape is `/dev/kvm`'s, so that a KVM backend fits behind the traits without changing a caller:
+//!
+//! - registers are named by KVM's register ids (`KVM_REG_ARM64…`), read and written one at a time;
+//! - [`Vcpu::run`] returns an [`Exit`]; what an exit asks for is answered *before* the next `run`
+//!   ([`Vcpu::complete_mmio_read`], as `kvm_run.mmio.data`; [`Vcpu::complete_hvc`], as x0–x3 by `KVM_SET_ONE_REG`);
+//! - PSCI, the GIC and the timers belong to the backend (in-kernel on KVM, inside the emulator here); the PL011 and the
+//!   doorbell are exits;
+//! - [`Vm::kick`] is sticky (`immediate_exit` and a signal on KVM): the vCPU's current or next `run` returns
+//!   [`Exit::Kicked`];
+//! - a dirty log is started, harvested and stopped by slot, in bits of [`Vm::log_page_bytes`];
+//! - what only an emulator can do (instruction budgets, virtual time that stands still) is an `Option` or an error
+//!   by name, not a second trait.
+//!
+//! Neighbours: [`crate::machine`] makes a [`Vm`]; [`crate::vcpus`] runs its vCPUs; `dirty` wraps its log.
+
+use std::fmt;
+use std::sync::Arc;
+
+use abi::{Gpa, GuestRange};
+
+use crate::memory::SlotId;
+
+/// What executes the guest's instructions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Accelerator {
+    /// The host's hypervisor, `/dev/kvm` on an arm64 host.
+    Kvm,
+    /// The embedded emulator, on any host.
+    Emulator,
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Emulator => "emulator",
+        })
+    }
+}
+
+/// What `--accel` asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum AcceleratorChoice {
+    /// The best that this host and this build have.
+    #[default]
+    Auto,
+    /// This one or none.
+    Exactly(Accelerator),
+}
+
+/// Why the host cannot run a guest on the accelerator asked for. Not a failure: exit status 4, "skipped".
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Unavailable {
+    /// The host's CPU is no arm64 CPU.
+    #[error("kvm: the host is {host_arch}, an arm64 guest needs an arm64 host; use --accel emulator")]
+    HostArch {
+        /// What it is.
+        host_arch: &'static str,
+    },
+    /// There is no `/dev/kvm`, or it cannot be opened.
+    #[error("kvm: cannot open /dev/kvm: {reason}; use --accel emulator")]
+    NoDevice {
+        /// Why.
+        reason: String,
+    },
+    /// This version of hostvmm has no KVM backend.
+    #[error("kvm: this version of hostvmm runs guests on the emulator only; use --accel emulator")]
+    NotInThisBuild,
+}
+
+impl AcceleratorChoice {
+    /// The accelerator to use on this host.
+    ///
+    /// # Errors
+    /// [`Unavailable`] where exactly KVM is asked for: the first reason that holds.
+    pub fn resolve(self) -> Result<Accelerator, Unavailable> {
+        match self {
+            Self::Auto | Self::Exactly(Accelerator::Emulator) => Ok(Accelerator::Emulator),
+            Self::Exactly(Accelerator::Kvm) => Err(why_no_kvm()),
+        }
+    }
+}
+
+/// Why this host and this build cannot use KVM: the first reason that holds.
+pub fn why_no_kvm() -> Unavailable {
+    if !cfg!(target_arch = "aarch64") {
+        return Unavailable::HostArch { host_arch: std::env::consts::ARCH };
+    }
+    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Err(error) => Unavailable::NoDevice { reason: error.to_string() },
+        Ok(_) => Unavailable::NotInThisBuild,
+    }
+}
+
+/// A call that the accelerator refused.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The machine's shape is not one the accelerator takes.
+    #[error("the {accelerator} refuses this machine: {reason}")]
+    Refused {
+        /// Which.
+        accelerator: Accelerator,
+        /// In its own words.
+        reason: String,
+    },
+    /// No register of that id, or it cannot be written.
+    #[error("vCPU {vcpu}: the {accelerator} refuses register {register:#018x}: {reason}")]
+    Register {
+        /// Which vCPU.
+        vcpu: usize,
+        /// Which.
+        accelerator: Accelerator,
+        /// KVM register id.
+        register: u64,
+        /// In its own words.
+        reason: String,
+    },
+    /// The vCPU cannot be run on.
+    #[error("vCPU {vcpu} stopped: {reason}")]
+    Run {
+        /// Which vCPU.
+        vcpu: usize,
+        /// In the accelerator's words.
+        reason: String,
+    },
+    /// The accelerator cannot do this at all.
+    #[error("the {accelerator} cannot {what}")]
+    Unsupported {
+        /// Which.
+        accelerator: Accelerator,
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// The dirty log of a slot was used in the wrong state.
+    #[error("dirty log of the {slot}: {reason}")]
+    DirtyLog {
+        /// Which slot.
+        slot: SlotId,
+        /// What was wrong.
+        reason: String,
+    },
+}
+
+/// Why [`Vcpu::run`] returned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    /// A load from an address without memory; answered by [`Vcpu::complete_mmio_read`].
+    MmioRead {
+        /// Where.
+        gpa: Gpa,
+        /// 1, 2, 4 or 8.
+        len_bytes: u8,
+    },
+    /// A store to an address without memory. The next `run` goes on after it.
+    MmioWrite {
+        /// Where.
+        gpa: Gpa,
+        /// 1, 2, 4 or 8.
+        len_bytes: u8,
+        /// The bytes stored, zero-extended.
+        data: u64,
+    },
+    /// An HVC that is not PSCI; answered by [`Vcpu::complete_hvc`].
+    Hvc {
+        /// x0: the function id in its low half.
+        function: u64,
+        /// x1 to x7.
+        args: [u64; 7],
+    },
+    /// [`Vm::kick`] was called.
+    Kicked,
+    /// The budget of instructions is used up.
+    Budget,
+    /// The vCPU waits for an interrupt and none will come before the deadline (in ticks of the counter), if there is
+    /// one. Only with a budget; without one the accelerator waits itself.
+    Idle {
+        /// When its next timer fires.
+        deadline_ticks: Option<u64>,
+    },
+    /// PSCI SYSTEM_OFF.
+    SystemOff,
+    /// PSCI SYSTEM_RESET.
+    SystemReset,
+    /// PSCI CPU_OFF, or not yet CPU_ON: the vCPU executes nothing until another one turns it on.
+    CpuOff,
+}
+
+/// A fault planted in the accelerator's dirty log, to prove that the bench finds it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PlantedFault {
+    /// Writes to this page never set its bit.
+    SkipPage {
+        /// Any address in the page.
+        gpa: Gpa,
+    },
+    /// One harvest leaves a vCPU believing that this page is still marked.
+    StaleTag {
+        /// Any address in the page.
+        gpa: Gpa,
+    },
+    /// The next harvest that finds this page's bit drops it.
+    DropBit {
+        /// Any address in the page.
+        gpa: Gpa,
+    },
+}
+
+/// A virtual machine: everything that is shared by its vCPUs.
+pub trait Vm: Send + Sync {
+    /// What executes it.
+    fn accelerator(&self) -> Accelerator;
+
+    /// Takes vCPU `index` to run it; `None` if there is no such vCPU or it has been taken.
+    fn take_vcpu(&self, index: usize) -> Option<Box<dyn Vcpu>>;
+
+    /// Makes the current `run` of vCPU `index`, or its next one, return [`Exit::Kicked`] soon.
+    fn kick(&self, index: usize);
+
+    /// Sets the level of the interrupt line `intid` (an SPI, 32 and up).
+    fn set_irq_line(&self, intid: u32, level: bool);
+
+    /// Tells a running dirty log that the host wrote `range`.
+    fn mark_dirty(&self, range: GuestRange);
+
+    /// Bytes that one dirty bit stands for.
+    fn log_page_bytes(&self) -> u64;
+
+    /// Starts logging writes to `slot`, with every page clean.
+    ///
+    /// # Errors
+    /// [`BackendError::DirtyLog`] where it runs already.
+    fn start_dirty_log(&self, slot: SlotId) -> Result<(), BackendError>;
+
+    /// Stops logging writes to `slot`.
+    ///
+    /// # Errors
+    /// [`BackendError::DirtyLog`] where it does not run.
+    fn stop_dirty_log(&self, slot: SlotId) -> Result<(), BackendError>;
+
+    /// Fetches and resets the dirty bits of `slot`: bit `n` of the little-endian bitmap is page `n`. When it
+    /// returns, every write that a returned bit stands for is visible, and every later write sets its bit anew.
+    ///
+    /// # Errors
+    /// [`BackendError::DirtyLog`] where the log does not run or `bitmap` has another length than the slot's pages / 64,
+    /// rounded up.
+    fn harvest_dirty(&self, slot: SlotId, bitmap: &mut [u64]) -> Result<(), BackendError>;
+
+    /// Plants a fault in the dirty log.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] on hardware.
+    fn plant(&self, fault: PlantedFault) -> Result<(), BackendError>;
+
+    /// The guest's virtual time in ticks of its counter.
+    fn now_ticks(&self) -> u64;
+
+    /// Ticks of the guest's counter per second.
+    fn ticks_per_second(&self) -> u64;
+
+    /// Moves virtual time to `ticks`, if that lies ahead: what a machine does whose vCPUs all wait for a timer.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] where time is not ours to move.
+    fn advance_to(&self, ticks: u64) -> Result<(), BackendError>;
+}
+
+/// One vCPU, run by one thread at a time.
+pub trait Vcpu: Send {
+    /// Its index, also its MPIDR affinity 0.
+    fn index(&self) -> usize;
+
+    /// Runs the guest until something happens that the host must see, or `budget` instructions have retired.
+    ///
+    /// # Errors
+    /// [`BackendError::Run`] where the vCPU cannot go on; [`BackendError::Unsupported`] for a budget on hardware.
+    fn run(&mut self, budget: Option<u64>) -> Result<Exit, BackendError>;
+
+    /// The value that the load of the last [`Exit::MmioRead`] returns.
+    fn complete_mmio_read(&mut self, data: u64);
+
+    /// x0 to x3 after the HVC of the last [`Exit::Hvc`].
+    fn complete_hvc(&mut self, results: [u64; 4]);
+
+    /// Reads the register of KVM id `register`, little-endian, as many bytes as its id says.
+    ///
+    /// # Errors
+    /// [`BackendError::Register`] where there is none.
+    fn get_reg(&self, register: u64) -> Result<u128, BackendError>;
+
+    /// Writes the register of KVM id `register`.
+    ///
+    /// # Errors
+    /// [`BackendError::Register`] where there is none or it refuses the value.
+    fn set_reg(&mut self, register: u64, value: u128) -> Result<(), BackendError>;
+
+    /// Instructions retired so far, where the accelerator counts them.
+    fn instructions(&self) -> Option<u64>;
+}
+
+/// A shared [`Vm`].
+pub type VmHandle = Arc<dyn Vm>;
