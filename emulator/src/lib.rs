@@ -6,10 +6,12 @@
 
 pub mod code;
 pub mod cpu;
+pub mod dirty;
 pub mod exec;
 pub mod fault;
 pub mod lower;
 pub mod op;
+pub mod ram;
 pub mod shared;
 pub mod sysreg;
 pub mod tlb;
