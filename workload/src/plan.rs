@@ -1,26 +1,251 @@
-//! A workload bound to a seed and a geometry. (Skeleton.)
-use abi::{Granule, GuestRange};
-use crate::Write;
+//! A workload bound to a seed and a geometry: the plan itself.
+//!
+//! The guest walks [`Plan::for_each_write`] and [`Plan::reads`] and executes; the host walks the same and applies. Both
+//! are pure: any step may be asked for at any time, at the cost of its writes alone.
+
+use core::fmt;
+
+use abi::{Gpa, Granule, GuestRange, map};
+
+use crate::part::{Part, Place};
+use crate::pattern::{Pattern, Role};
+use crate::random::{coprime_stride, key};
+use crate::{PAGE_BYTES, Workload, Write};
 
 /// Where a plan plays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    /// The region; its length is a multiple of the granule.
+    /// The region; its start and length are multiples of the granule.
     pub region: GuestRange,
     /// The guest's granule (the `tablewalk` pattern's tables have its format).
     pub granule: Granule,
     /// Number of vCPUs that execute the plan.
     pub vcpus: u32,
 }
+
 /// Why a plan can't be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PlanError {}
-/// The plan.
-#[derive(Clone, Debug)]
-pub struct Plan { geometry: Geometry }
+pub enum PlanError {
+    /// Zero or more than [`map::MAX_VCPUS`] vCPUs.
+    Vcpus(u32),
+    /// The region's start or length is no multiple of the granule, or it reaches beyond 2^48.
+    Region {
+        /// The region.
+        region: GuestRange,
+        /// The granule.
+        granule: Granule,
+    },
+    /// The workload does not fit in its region (or, for `mixed`, in the window that it has there).
+    TooSmall {
+        /// The pattern that does not fit.
+        pattern: Pattern,
+        /// Bytes that it needs.
+        needed_bytes: u64,
+        /// Bytes that there are.
+        available_bytes: u64,
+    },
+    /// A parameter contradicts another one or the number of vCPUs.
+    Parameter {
+        /// The pattern.
+        pattern: Pattern,
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: u64,
+        /// Least value here.
+        min: u64,
+        /// Greatest value here.
+        max: u64,
+    },
+}
+
+impl fmt::Display for PlanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Vcpus(vcpus) => write!(f, "{vcpus} vCPUs; a plan takes 1 to {}", map::MAX_VCPUS),
+            Self::Region { region, granule } => {
+                write!(f, "region {region} is not aligned to the {granule} granule or reaches beyond 2^48")
+            }
+            Self::TooSmall { pattern, needed_bytes, available_bytes } => write!(
+                f,
+                "workload {pattern} needs {needed_bytes} bytes, but has {available_bytes}; \
+                 make the region larger, or the workload smaller"
+            ),
+            Self::Parameter { pattern, key, value, min, max } => {
+                write!(f, "workload {pattern}: {key}={value} is not in {min} to {max}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for PlanError {}
+
+/// One vCPU's live table of the `tablewalk` pattern.
+///
+/// The guest maps it by pointing a descriptor of its own, one level up, at [`TableLayout::table`]; entry `s` of it then
+/// translates the granule `s` of the range so mapped. Entries beyond [`TableLayout::slots`] stay zero (invalid). The
+/// page of slot `s` starts at `first_page` plus `s` granules. All lie in the region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableLayout {
+    /// The table, one granule long and aligned.
+    pub table: Gpa,
+    /// Entries in use.
+    pub slots: u32,
+    /// The page that slot 0 maps.
+    pub first_page: Gpa,
+}
+
+/// A workload bound to a seed and a geometry.
+///
+/// Defaults of parameters not given: `pages` the whole region; `slots` what fits, at most 64; `step` of dirtyram a
+/// 200th of the pages (the original's density), other work per step a 16th of the pages, `writes` of tablewalk a
+/// quarter of the slots, each at least 1; `hot` 90; `runs` 3; `sleep_ms` 10 for dirtyram, else 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    seed: u64,
+    geometry: Geometry,
+    sleep_ms: u64,
+    /// One for a plain pattern; for `mixed` all, in the order of the patterns' numbers.
+    parts: [Part; Pattern::WINDOWS],
+    parts_len: usize,
+    /// Parts that are active in a step after step 0.
+    runs: u64,
+}
+
 impl Plan {
+    /// The plan of `workload` with `seed` in `geometry`.
+    ///
+    /// # Errors
+    /// [`PlanError`]: a geometry that is none, a workload larger than its region, a parameter that contradicts another.
+    pub fn new(workload: &Workload, seed: u64, geometry: Geometry) -> Result<Self, PlanError> {
+        let Geometry { region, granule, vcpus } = geometry;
+        if vcpus == 0 || vcpus as usize > map::MAX_VCPUS {
+            return Err(PlanError::Vcpus(vcpus));
+        }
+        let aligned = region.start().is_aligned(granule.bytes()) && region.len_bytes() % granule.bytes() == 0;
+        if !aligned || region.end().raw() > 1 << 48 {
+            return Err(PlanError::Region { region, granule });
+        }
+        let pattern = workload.pattern();
+        let default_sleep_ms = if pattern == Pattern::Dirtyram { 10 } else { 0 };
+        let sleep_ms = workload.value_of(Role::SleepMs).map_or(default_sleep_ms, |(_, value)| value);
+        let mut plan = Self { seed, geometry, sleep_ms, parts: [Part::EMPTY; Pattern::WINDOWS], parts_len: 1, runs: 1 };
+        if pattern == Pattern::Mixed {
+            plan.runs = workload.value_of(Role::Runs).map_or(3, |(_, value)| value);
+            plan.cut_windows()?;
+        } else {
+            plan.parts[0] = Part::resolve(workload, geometry, 0, region.len_bytes())?;
+        }
+        Ok(plan)
+    }
+
+    /// Gives every pattern its window of the region: tablewalk the first quarter, since it counts in granules, the
+    /// others equal shares of the rest.
+    fn cut_windows(&mut self) -> Result<(), PlanError> {
+        let Geometry { region, granule, vcpus } = self.geometry;
+        let available_bytes = region.len_bytes();
+        let tables_len = available_bytes / 4 / granule.bytes() * granule.bytes();
+        let others = Pattern::WINDOWS as u64 - 1;
+        let window_len = (available_bytes - tables_len) / others / PAGE_BYTES * PAGE_BYTES;
+        let patterns = Pattern::ALL.into_iter().filter(|pattern| *pattern != Pattern::Mixed);
+        let too_small = |error| match error {
+            PlanError::TooSmall { .. } => {
+                // What makes both the quarter and the shares of the remainder large enough.
+                let tables = 4 * Part::needed_bytes(Pattern::Tablewalk, granule, vcpus);
+                let pages = Part::needed_bytes(Pattern::Unaligned, granule, vcpus);
+                let rest = (pages * others * 4).div_ceil(3).next_multiple_of(4 * granule.bytes());
+                PlanError::TooSmall { pattern: Pattern::Mixed, needed_bytes: tables.max(rest), available_bytes }
+            }
+            other => other,
+        };
+        let mut next = tables_len;
+        for (part, pattern) in self.parts.iter_mut().zip(patterns) {
+            let (offset, len) = match pattern {
+                Pattern::Tablewalk => (0, tables_len),
+                _ => (next, window_len),
+            };
+            *part = Part::resolve(&Workload::new(pattern), self.geometry, offset, len).map_err(too_small)?;
+            if pattern != Pattern::Tablewalk {
+                next += window_len;
+            }
+        }
+        self.parts_len = Pattern::WINDOWS;
+        Ok(())
+    }
+
+    /// Where the plan plays.
+    pub const fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// The seed.
+    pub const fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// How long every vCPU pauses after each step, in milliseconds.
+    pub const fn sleep_ms(&self) -> u64 {
+        self.sleep_ms
+    }
+
+    /// The pattern of every part: one, or for `mixed` all of them.
+    pub fn patterns(&self) -> impl Iterator<Item = Pattern> {
+        self.parts[..self.parts_len].iter().map(|part| part.pattern)
+    }
+
     /// Every write of `vcpu` in `step`, in program order.
+    ///
+    /// Writes of different vCPUs in one step commute: they touch different bytes, or both add to the same word.
+    ///
+    /// # Panics
+    /// If there is no such vCPU.
     pub fn for_each_write(&self, vcpu: u32, step: u64, mut sink: impl FnMut(Write)) {
-        let _ = (vcpu, step, &mut sink, self.geometry);
+        assert!(vcpu < self.geometry.vcpus, "the plan has no vCPU {vcpu}");
+        self.for_each_part(step, |part| part.writes(&self.place(), vcpu, step, &mut sink));
+    }
+
+    /// The offset, a multiple of 8, of every 64-bit load of `vcpu` in `step` that the plan asks for beyond those that
+    /// its writes imply. In program order, after the step's writes.
+    ///
+    /// # Panics
+    /// If there is no such vCPU.
+    pub fn reads(&self, vcpu: u32, step: u64, mut sink: impl FnMut(u64)) {
+        assert!(vcpu < self.geometry.vcpus, "the plan has no vCPU {vcpu}");
+        self.for_each_part(step, |part| part.reads(&self.place(), vcpu, step, &mut sink));
+    }
+
+    /// The live table of `vcpu`, where the plan has a `tablewalk` part.
+    ///
+    /// # Panics
+    /// If there is no such vCPU.
+    pub fn tablewalk_layout(&self, vcpu: u32) -> Option<TableLayout> {
+        assert!(vcpu < self.geometry.vcpus, "the plan has no vCPU {vcpu}");
+        let part = self.parts[..self.parts_len].iter().find(|part| part.pattern == Pattern::Tablewalk)?;
+        Some(part.table_layout(&self.place(), vcpu))
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            seed: self.seed,
+            region_start: self.geometry.region.start(),
+            granule: self.geometry.granule,
+            vcpus: u64::from(self.geometry.vcpus),
+        }
+    }
+
+    /// The parts that are active in `step`: all in step 0, then a choice that changes every two steps, because
+    /// tablewalk arms descriptors in one step and has them dirtied in the next.
+    fn for_each_part(&self, step: u64, mut visit: impl FnMut(&Part)) {
+        let parts = &self.parts[..self.parts_len];
+        if step == 0 || parts.len() == 1 {
+            parts.iter().for_each(visit);
+            return;
+        }
+        let len = parts.len() as u64;
+        let choice = key(self.seed, [u64::from(Pattern::Mixed.number()), (step - 1) / 2]);
+        let stride = coprime_stride(len);
+        for i in 0..self.runs.min(len) {
+            visit(&parts[((choice % len + i * stride) % len) as usize]);
+        }
     }
 }
