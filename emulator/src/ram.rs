@@ -13,19 +13,10 @@ use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use abi::addr::Gpa;
 
+use crate::config::RamSlot;
+
 /// Alignment in bytes of a slot's guest address, host address and length: the smallest page of guest and host.
 pub const SLOT_ALIGN: u64 = 4096;
-
-/// One piece of host memory that the guest sees as RAM.
-#[derive(Clone, Copy, Debug)]
-pub struct RamSlot {
-    /// Where the guest sees it; a multiple of [`SLOT_ALIGN`].
-    pub gpa: Gpa,
-    /// Its length in bytes; a multiple of [`SLOT_ALIGN`], not zero.
-    pub len_bytes: u64,
-    /// Where the host has it; a multiple of [`SLOT_ALIGN`].
-    pub host: NonNull<u8>,
-}
 
 /// Why a list of slots is no guest RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -1,12 +1,104 @@
 //! System registers.
 
-/// The system registers of one vCPU.
-#[derive(Default)]
-pub struct SysRegs {}
+pub mod enc;
+pub mod id;
+
+use crate::mmu::Regime;
+
+/// The system registers of one vCPU that are plain state. PSTATE, SP and FPCR are in [`crate::cpu::Cpu`]; timers, PMU and
+/// the GIC's CPU interface keep their own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SysRegs {
+    /// SCTLR_EL1.
+    pub sctlr: u64,
+    /// ACTLR_EL1.
+    pub actlr: u64,
+    /// CPACR_EL1.
+    pub cpacr: u64,
+    /// TTBR0_EL1 and TTBR1_EL1.
+    pub ttbr: [u64; 2],
+    /// TCR_EL1.
+    pub tcr: u64,
+    /// MAIR_EL1.
+    pub mair: u64,
+    /// AMAIR_EL1.
+    pub amair: u64,
+    /// VBAR_EL1.
+    pub vbar: u64,
+    /// ESR_EL1.
+    pub esr: u64,
+    /// FAR_EL1.
+    pub far: u64,
+    /// AFSR0_EL1 and AFSR1_EL1.
+    pub afsr: [u64; 2],
+    /// ELR_EL1.
+    pub elr: u64,
+    /// SPSR_EL1.
+    pub spsr: u64,
+    /// PAR_EL1.
+    pub par: u64,
+    /// CONTEXTIDR_EL1.
+    pub contextidr: u64,
+    /// TPIDR_EL0.
+    pub tpidr_el0: u64,
+    /// TPIDRRO_EL0.
+    pub tpidrro_el0: u64,
+    /// TPIDR_EL1.
+    pub tpidr_el1: u64,
+    /// CNTKCTL_EL1.
+    pub cntkctl: u64,
+    /// CSSELR_EL1.
+    pub csselr: u64,
+    /// MDSCR_EL1.
+    pub mdscr: u64,
+    /// MDCCINT_EL1.
+    pub mdccint: u64,
+    /// Whether the OS lock is held (OSLSR_EL1.OSLK).
+    pub os_lock: bool,
+    /// OSDLR_EL1.
+    pub osdlr: u64,
+    /// DBGBVRn_EL1, DBGBCRn_EL1, DBGWVRn_EL1, DBGWCRn_EL1: held, never acted upon.
+    pub debug: [[u64; id::DEBUG_UNITS]; 4],
+    /// MPIDR_EL1.
+    pub mpidr: u64,
+}
 
 impl SysRegs {
     /// The reset state of vCPU `index`.
-    pub fn new(_index: usize) -> Self {
-        Self::default()
+    pub fn new(index: usize) -> Self {
+        Self {
+            sctlr: id::SCTLR_RES1,
+            actlr: 0,
+            cpacr: 0,
+            ttbr: [0; 2],
+            tcr: 0,
+            mair: 0,
+            amair: 0,
+            vbar: 0,
+            esr: 0,
+            far: 0,
+            afsr: [0; 2],
+            elr: 0,
+            spsr: 0,
+            par: 0,
+            contextidr: 0,
+            tpidr_el0: 0,
+            tpidrro_el0: 0,
+            tpidr_el1: 0,
+            cntkctl: 0,
+            csselr: 0,
+            mdscr: 0,
+            mdccint: 0,
+            // Held after a cold reset (D24.3.24); KVM's vCPUs start the same.
+            os_lock: true,
+            osdlr: 0,
+            debug: [[0; id::DEBUG_UNITS]; 4],
+            mpidr: id::mpidr(index),
+        }
+    }
+
+    /// What translation depends on.
+    pub const fn regime(&self) -> Regime {
+        Regime { sctlr: self.sctlr, tcr: self.tcr, ttbr: self.ttbr, mair: self.mair }
     }
 }
