@@ -1,15 +1,9 @@
-//! What the vCPUs of one machine share: [`Shared`].
-//!
-//! Neighbours: `vm` builds it; every vCPU, the GIC, PSCI and the safepoints reach each other through it.
+//! What the vCPUs of a machine share.
 
-use crate::config::Config;
-use crate::signal::Signal;
+use std::sync::atomic::AtomicU32;
 
-/// The machine's shared parts. Every field is safe to use from any vCPU's thread.
-#[derive(Debug)]
+/// What the vCPUs of a machine share.
 pub struct Shared {
-    /// The checked configuration.
-    pub config: Config,
-    /// Attention flags, one per vCPU.
-    pub signals: Box<[Signal]>,
+    /// By vCPU: not zero where it must leave its run loop.
+    pub attention: Vec<AtomicU32>,
 }

@@ -1,0 +1,106 @@
+//! The guest: boot, then a loop of commands on every vCPU.
+//!
+//! ```text
+//!   entry ─▶ devicetree ─▶ mmu (tables, on) ─▶ heap ─▶ gic ─▶ smp (secondaries) ─▶ command loop ─▶ psci off
+//! ```
+//!
+//! - [`entry`], [`image`], [`mmu`], [`cache`], [`exceptions`]: what the architecture asks for;
+//! - [`devicetree`], [`console`], [`gic`], [`timer`], [`psci`], [`hypercall`]: the machine around the CPU;
+//! - [`command`], [`pattern`], [`selfcheck`]: the work.
+//!
+//! [`Machine`] is what boot finds out once; all vCPUs share it and never change it.
+
+mod cache;
+mod command;
+mod console;
+mod devicetree;
+mod entry;
+mod exceptions;
+mod features;
+mod gic;
+mod heap;
+mod hypercall;
+mod image;
+mod mmu;
+mod panic;
+mod pattern;
+mod psci;
+mod selfcheck;
+mod smp;
+mod timer;
+
+use abi::boot::{BootInfo, FLAG_HVC, FLAG_PLANT_EXCEPTION};
+use abi::hypercall::{FEATURE_GRANULE, Outcome};
+use alloc::boxed::Box;
+use workload::{Geometry, Plan, Workload};
+
+use devicetree::Devices;
+use features::Features;
+use hypercall::Transport;
+use mmu::AddressSpace;
+
+/// All that boot found out.
+pub(crate) struct Machine {
+    /// What the host asked for.
+    pub(crate) boot: BootInfo,
+    /// Where the devices are.
+    pub(crate) devices: Devices,
+    /// What the CPU can do.
+    pub(crate) features: Features,
+    /// Where the region and its aliases are mapped.
+    pub(crate) space: AddressSpace,
+    /// What to write.
+    pub(crate) plan: Plan,
+}
+
+/// The primary vCPU, on its own stack, at EL1, MMU off, with a blank `.bss`. `dtb` is the devicetree's address.
+fn primary(dtb: usize) -> ! {
+    let devices = devicetree::read(dtb);
+    let boot = devices.boot;
+    let transport = if boot.flags & FLAG_HVC != 0 { Transport::Hvc } else { devices.transport() };
+    hypercall::set_transport(transport);
+    let features = Features::detect();
+    if !features.has_granule(boot.va.granule()) {
+        // There is no way to turn the MMU on, and none is needed to say so.
+        command::refuse(0, devices.psci, Outcome::Unsupported { feature: FEATURE_GRANULE });
+    }
+    let plan = plan(&boot);
+    let (space, free) = mmu::build(&boot, &devices, &features, &plan);
+    space.registers().turn_on();
+    heap::init(free);
+    if let Some(uart) = devices.uart {
+        console::init(uart);
+    }
+
+    let machine: &'static Machine = Box::leak(Box::new(Machine { boot, devices, features, space, plan }));
+    console::say(format_args!(
+        "tidemark firmware: {} vCPU(s), {} granule with {}-bit VA, region {}, free RAM {} KiB\n",
+        boot.vcpus,
+        boot.va.granule(),
+        boot.va.bits(),
+        boot.region,
+        free.len_bytes() / 1024
+    ));
+    gic::init(machine);
+    smp::start_secondaries(machine);
+    start(machine, 0)
+}
+
+/// What primary and secondaries do alike once they translate: take interrupts, obey commands.
+fn start(machine: &'static Machine, vcpu: usize) -> ! {
+    gic::init_vcpu();
+    timer::init();
+    exceptions::unmask_irq();
+    if vcpu == 0 && machine.boot.flags & FLAG_PLANT_EXCEPTION != 0 {
+        exceptions::plant();
+    }
+    command::run(machine, vcpu)
+}
+
+/// The plan that the boot block asks for. The host has made the same one already, so a refusal is the host's bug.
+fn plan(boot: &BootInfo) -> Plan {
+    let workload =
+        Workload::decode(boot.pattern, boot.params).expect("the boot block names a workload that this firmware knows");
+    let geometry = Geometry { region: boot.region, granule: boot.va.granule(), vcpus: boot.vcpus };
+    Plan::new(&workload, boot.seed, geometry).expect("the workload fits the region")
+}

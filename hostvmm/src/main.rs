@@ -1,3 +1,0 @@
-//! The `hostvmm` program; everything is in the library.
-
-fn main() {}
