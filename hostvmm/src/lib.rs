@@ -4,4 +4,12 @@
 //! - [`backend`]: the traits [`backend::Vm`] and [`backend::Vcpu`], and what implements them.
 
 pub mod backend;
+//! - [`device`]: doorbell, hypercalls, console;
+//! - [`backend`]: the traits [`backend::Vm`] and [`backend::Vcpu`], and what implements them;
+//! - [`report`]: the JSON ledger and what is rendered from it; [`cli`]: the command line.
+
+pub mod backend;
+pub mod cli;
+pub mod device;
+pub mod machine;
 pub mod memory;

@@ -195,15 +195,19 @@ pub enum PlantedFault {
         /// Any address in the page.
         gpa: Gpa,
     },
-    /// One harvest leaves a vCPU believing that this page is still marked.
+    /// Harvest number `harvest` leaves the vCPUs believing that this page is still marked, so writes to it go unseen.
     StaleTag {
         /// Any address in the page.
         gpa: Gpa,
+        /// Which harvest of the page's slot, counted from 0 at the start of the log.
+        harvest: u64,
     },
-    /// The next harvest that finds this page's bit drops it.
+    /// Harvest number `harvest` loses this page's bit.
     DropBit {
         /// Any address in the page.
         gpa: Gpa,
+        /// Which harvest of the page's slot, counted from 0 at the start of the log.
+        harvest: u64,
     },
 }
 

@@ -1,0 +1,177 @@
+//! The PL011 UART (DDI 0183): transmits to a line buffer, receives nothing.
+//!
+//! [`Pl011`] is pure: a store may yield a whole line of console output, and [`Pl011::interrupt`] is the level of the
+//! interrupt line afterwards. The transmit FIFO drains at once, so the transmit interrupt is raised by every character.
+
+/// Longest console line in bytes; a longer one is shown in pieces, so that a guest cannot make the host hoard it.
+pub const MAX_LINE_BYTES: usize = 1024;
+
+const DR: u64 = 0x00;
+const FR: u64 = 0x18;
+const IBRD: u64 = 0x24;
+const FBRD: u64 = 0x28;
+const LCR_H: u64 = 0x2c;
+const CR: u64 = 0x30;
+const IFLS: u64 = 0x34;
+const IMSC: u64 = 0x38;
+const RIS: u64 = 0x3c;
+const MIS: u64 = 0x40;
+const ICR: u64 = 0x44;
+/// PeriphID0–3 and PCellID0–3 (DDI 0183 3.3.14 and on): part 0x011, designer Arm, revision r1p5.
+const ID_FIRST: u64 = 0xfe0;
+const ID: [u8; 8] = [0x11, 0x10, 0x34, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
+
+/// Transmit FIFO empty, receive FIFO empty.
+const FR_TXFE: u32 = 1 << 7;
+const FR_RXFE: u32 = 1 << 4;
+const INT_TX: u32 = 1 << 5;
+/// The eleven interrupt sources.
+const INT_ALL: u32 = 0x7ff;
+/// Reset values (DDI 0183 table 3-1).
+const CR_RESET: u32 = 0x300;
+const IFLS_RESET: u32 = 0x12;
+
+/// The UART's registers and the line that is being written.
+#[derive(Clone, Debug)]
+pub struct Pl011 {
+    ibrd: u32,
+    fbrd: u32,
+    lcr_h: u32,
+    cr: u32,
+    ifls: u32,
+    imsc: u32,
+    ris: u32,
+    line: Vec<u8>,
+}
+
+impl Default for Pl011 {
+    fn default() -> Self {
+        Self { ibrd: 0, fbrd: 0, lcr_h: 0, cr: CR_RESET, ifls: IFLS_RESET, imsc: 0, ris: 0, line: Vec::new() }
+    }
+}
+
+impl Pl011 {
+    /// What a load at `offset` reads.
+    pub fn read(&self, offset: u64) -> u64 {
+        let value = match offset {
+            FR => FR_TXFE | FR_RXFE,
+            IBRD => self.ibrd,
+            FBRD => self.fbrd,
+            LCR_H => self.lcr_h,
+            CR => self.cr,
+            IFLS => self.ifls,
+            IMSC => self.imsc,
+            RIS => self.ris,
+            MIS => self.ris & self.imsc,
+            _ => identification(offset).map_or(0, u32::from),
+        };
+        u64::from(value)
+    }
+
+    /// Takes a store at `offset`; returns the console line that it completes, if it does.
+    pub fn write(&mut self, offset: u64, data: u64) -> Option<String> {
+        let value = data as u32; // registers have 32 bits; what is stored above them is not there
+        match offset {
+            DR => return self.transmit(value as u8),
+            IBRD => self.ibrd = value & 0xffff,
+            FBRD => self.fbrd = value & 0x3f,
+            LCR_H => self.lcr_h = value & 0xff,
+            CR => self.cr = value & 0xffff,
+            IFLS => self.ifls = value & 0x3f,
+            IMSC => self.imsc = value & INT_ALL,
+            ICR => self.ris &= !value,
+            _ => {}
+        }
+        None
+    }
+
+    /// The level of the interrupt line.
+    pub fn interrupt(&self) -> bool {
+        self.ris & self.imsc != 0
+    }
+
+    /// What has been written since the last whole line, for the end of a run.
+    pub fn take_partial_line(&mut self) -> Option<String> {
+        (!self.line.is_empty()).then(|| printable(&std::mem::take(&mut self.line)))
+    }
+
+    fn transmit(&mut self, byte: u8) -> Option<String> {
+        self.ris |= INT_TX;
+        if byte == b'\n' {
+            return Some(printable(&std::mem::take(&mut self.line)));
+        }
+        self.line.push(byte);
+        if self.line.len() >= MAX_LINE_BYTES { self.take_partial_line() } else { None }
+    }
+}
+
+fn identification(offset: u64) -> Option<u8> {
+    let index = offset.checked_sub(ID_FIRST)?;
+    if index % 4 != 0 {
+        return None;
+    }
+    ID.get(usize::try_from(index / 4).ok()?).copied()
+}
+
+/// Guest bytes as text that cannot steer a terminal.
+pub fn printable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let text = text.trim_end_matches('\r');
+    text.chars()
+        .map(|c| match c {
+            '\t' | '\n' => c,
+            c if c.is_control() => char::REPLACEMENT_CHARACTER,
+            c => c,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn characters_become_lines() {
+        let mut uart = Pl011::default();
+        let lines: Vec<String> = b"hello\r\nworld\n!".iter().filter_map(|b| uart.write(DR, u64::from(*b))).collect();
+        assert_eq!(lines, ["hello", "world"]);
+        assert_eq!(uart.take_partial_line().as_deref(), Some("!"));
+        assert_eq!(uart.take_partial_line(), None);
+    }
+
+    #[test]
+    fn an_endless_line_is_shown_in_bounded_pieces() {
+        let mut uart = Pl011::default();
+        let lines: Vec<String> = (0..3 * MAX_LINE_BYTES).filter_map(|_| uart.write(DR, 0x41)).collect();
+        assert_eq!(lines.len(), 3);
+        assert!(uart.line.is_empty());
+    }
+
+    #[test]
+    fn a_guest_cannot_steer_the_terminal() {
+        let mut uart = Pl011::default();
+        let lines: Vec<String> = b"\x1b[2J\x07\xff\n".iter().filter_map(|b| uart.write(DR, u64::from(*b))).collect();
+        assert_eq!(lines, ["\u{fffd}[2J\u{fffd}\u{fffd}"]);
+    }
+
+    #[test]
+    fn the_transmit_interrupt_is_raised_masked_and_cleared() {
+        let mut uart = Pl011::default();
+        uart.write(DR, 0x41);
+        assert_eq!((uart.read(RIS), uart.read(MIS), uart.interrupt()), (0x20, 0, false));
+        uart.write(IMSC, 0x20);
+        assert_eq!((uart.read(MIS), uart.interrupt()), (0x20, true));
+        uart.write(ICR, 0x20);
+        assert!(!uart.interrupt());
+    }
+
+    #[test]
+    fn drivers_recognise_it() {
+        let uart = Pl011::default();
+        let id: Vec<u64> = (0..8).map(|i| uart.read(ID_FIRST + 4 * i)).collect();
+        assert_eq!(id, [0x11, 0x10, 0x34, 0, 0x0d, 0xf0, 0x05, 0xb1]);
+        assert_eq!(uart.read(FR), 0x90);
+        assert_eq!(uart.read(CR), 0x300);
+        assert_eq!(uart.read(0xfe1), 0);
+    }
+}
