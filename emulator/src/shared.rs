@@ -1,9 +1,15 @@
-//! What the vCPUs of a machine share.
+//! What the vCPUs of one machine share: [`Shared`].
+//!
+//! Neighbours: `vm` builds it; every vCPU, the GIC, PSCI and the safepoints reach each other through it.
 
-use std::sync::atomic::AtomicU32;
+use crate::config::Config;
+use crate::signal::Signal;
 
-/// What the vCPUs of a machine share.
+/// The machine's shared parts. Every field is safe to use from any vCPU's thread.
+#[derive(Debug)]
 pub struct Shared {
-    /// By vCPU: not zero where it must leave its run loop.
-    pub attention: Vec<AtomicU32>,
+    /// The checked configuration.
+    pub config: Config,
+    /// Attention flags, one per vCPU.
+    pub signals: Box<[Signal]>,
 }
