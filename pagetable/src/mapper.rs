@@ -158,7 +158,7 @@ impl Mapper {
         let granule = self.va.granule();
         let span_bytes = 1 << entry_shift(granule, LAST_LEVEL - 1);
         let half = self.half(va, span_bytes)?;
-        if va.raw() % span_bytes != 0 {
+        if !va.raw().is_multiple_of(span_bytes) {
             return Err(MapError::Misaligned { va, gpa: table, len_bytes: span_bytes, align_bytes: span_bytes });
         }
         check_output(va, table, granule.bytes(), granule.bytes())?;
@@ -294,7 +294,7 @@ fn alloc(granule: Granule, memory: &mut impl TableMemory, va: Va) -> Result<Gpa,
 }
 
 fn check_output(va: Va, gpa: Gpa, len_bytes: u64, align_bytes: u64) -> Result<(), MapError> {
-    if (va.raw() | gpa.raw() | len_bytes) % align_bytes != 0 {
+    if !(va.raw() | gpa.raw() | len_bytes).is_multiple_of(align_bytes) {
         return Err(MapError::Misaligned { va, gpa, len_bytes, align_bytes });
     }
     match gpa.checked_add(len_bytes) {

@@ -134,10 +134,7 @@ pub fn walk(registers: Registers, va: u64, mut read: impl FnMut(u64) -> Option<u
             continue;
         }
         // Blocks: with 4K at levels 1 and 2, with 16K and 64K at level 2 only (no FEAT_LPA2, no FEAT_LPA).
-        let allowed = match (entry & 2 != 0, level, page_shift) {
-            (true, 3, _) | (false, 2, _) | (false, 1, 12) => true,
-            _ => false,
-        };
+        let allowed = matches!((entry & 2 != 0, level, page_shift), (true, 3, _) | (false, 2, _) | (false, 1, 12));
         if !allowed {
             return Err(Fault::Translation { level: reported });
         }
@@ -154,7 +151,7 @@ pub fn walk(registers: Registers, va: u64, mut read: impl FnMut(u64) -> Option<u
             shareability: (entry >> 8 & 3) as u8,
             el1_write: !read_only,
             // What EL0 may write, EL1 never executes (D8.4.2.4).
-            el1_execute: entry >> 53 & 1 == 0 && !pxn_table && !(el0 && !read_only),
+            el1_execute: entry >> 53 & 1 == 0 && !pxn_table && (read_only || !el0),
             el0_read: el0,
             el0_execute: entry >> 54 & 1 == 0 && !uxn_table,
             global: entry >> 11 & 1 == 0,

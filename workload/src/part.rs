@@ -453,8 +453,7 @@ mod tests {
     #[test]
     fn shares_cover_everything_and_keep_order() {
         for vcpus in 1..=8_u32 {
-            let place =
-                Place { seed: 0, region_start: Gpa::new(0), granule: Granule::K4, vcpus: u64::from(vcpus) };
+            let place = Place { seed: 0, region_start: Gpa::new(0), granule: Granule::K4, vcpus: u64::from(vcpus) };
             for total in 0..40 {
                 let mut next = 0;
                 for vcpu in 0..vcpus {

@@ -9,7 +9,7 @@
 //!   doorbell are exits;
 //! - [`Vm::kick`] is sticky (`immediate_exit` and a signal on KVM): the vCPU's current or next `run` returns
 //!   [`Exit::Kicked`];
-//! - a dirty log is started, harvested and stopped by slot, in bits of [`Vm::log_page_bytes`];
+//! - a dirty log is harvested by slot, in bits of [`Vm::log_page_bytes`];
 //! - what only an emulator can do (instruction budgets, virtual time that stands still) is an `Option` or an error
 //!   by name, not a second trait.
 //!
@@ -133,11 +133,11 @@ pub enum BackendError {
         /// What was asked for.
         what: &'static str,
     },
-    /// The dirty log of a slot was used in the wrong state.
-    #[error("dirty log of the {slot}: {reason}")]
+    /// The dirty log was used in the wrong state or with the wrong shape.
+    #[error("the {accelerator}'s dirty log: {reason}")]
     DirtyLog {
-        /// Which slot.
-        slot: SlotId,
+        /// Whose.
+        accelerator: Accelerator,
         /// What was wrong.
         reason: String,
     },
@@ -173,12 +173,8 @@ pub enum Exit {
     Kicked,
     /// The budget of instructions is used up.
     Budget,
-    /// The vCPU waits for an interrupt and none will come before the deadline (in ticks of the counter), if there is
-    /// one. Only with a budget; without one the accelerator waits itself.
-    Idle {
-        /// When its next timer fires.
-        deadline_ticks: Option<u64>,
-    },
+    /// The vCPU waits for an interrupt, or is off. Only with a budget; without one the accelerator waits itself.
+    Idle,
     /// PSCI SYSTEM_OFF.
     SystemOff,
     /// PSCI SYSTEM_RESET.
@@ -231,17 +227,17 @@ pub trait Vm: Send + Sync {
     /// Bytes that one dirty bit stands for.
     fn log_page_bytes(&self) -> u64;
 
-    /// Starts logging writes to `slot`, with every page clean.
+    /// Starts logging writes to every slot, with every page clean.
     ///
     /// # Errors
     /// [`BackendError::DirtyLog`] where it runs already.
-    fn start_dirty_log(&self, slot: SlotId) -> Result<(), BackendError>;
+    fn start_dirty_log(&self) -> Result<(), BackendError>;
 
-    /// Stops logging writes to `slot`.
+    /// Stops logging.
     ///
     /// # Errors
     /// [`BackendError::DirtyLog`] where it does not run.
-    fn stop_dirty_log(&self, slot: SlotId) -> Result<(), BackendError>;
+    fn stop_dirty_log(&self) -> Result<(), BackendError>;
 
     /// Fetches and resets the dirty bits of `slot`: bit `n` of the little-endian bitmap is page `n`. When it
     /// returns, every write that a returned bit stands for is visible, and every later write sets its bit anew.
@@ -263,11 +259,12 @@ pub trait Vm: Send + Sync {
     /// Ticks of the guest's counter per second.
     fn ticks_per_second(&self) -> u64;
 
-    /// Moves virtual time to `ticks`, if that lies ahead: what a machine does whose vCPUs all wait for a timer.
+    /// Moves virtual time to the next deadline of any vCPU's timer: what a machine does whose vCPUs all wait. Returns
+    /// whether there was one.
     ///
     /// # Errors
     /// [`BackendError::Unsupported`] where time is not ours to move.
-    fn advance_to(&self, ticks: u64) -> Result<(), BackendError>;
+    fn warp_to_next_deadline(&self) -> Result<bool, BackendError>;
 }
 
 /// One vCPU, run by one thread at a time.

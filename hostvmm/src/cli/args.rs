@@ -1,0 +1,331 @@
+//! The command line as clap sees it: subcommands, options, defaults and help.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::quantity;
+
+/// Proves, byte for byte, that a hypervisor's dirty-page log and what rests on it deliver every byte.
+#[derive(Debug, Parser)]
+#[command(name = "hostvmm", version, max_term_width = 110, after_help = "Exit status: 0 verified, 1 a check failed, \
+    2 usage or bad input, 4 skipped (the host lacks what was asked for).\n\nExample:\n  hostvmm verify passes --workload \
+    dirtyram:pages=2048,step=40 --passes 10 --json ledger.json")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Tell what this host offers: accelerators, dirty logs, page sizes.
+    #[command(after_help = "Example:\n  hostvmm probe --json probe.json")]
+    Probe(ProbeArgs),
+    /// Run the firmware under a dirty log, copy it pass by pass, and verify; or serve an outside replicator.
+    #[command(after_help = "Examples:\n  hostvmm run --seed 7 --passes 5\n  hostvmm run --share /dev/shm/aeshmem \
+        --bitmap-file /tmp/dirty_bitmap --workload tstaeshm --passes 200")]
+    Run(RunArgs),
+    /// Run a scenario and check everything in it.
+    #[command(after_help = "Examples:\n  hostvmm verify passes --granule 64k --va-bits 42 --workload mixed --vcpus 4 \
+        --json ledger.json\n  hostvmm verify matrix --format ktap")]
+    Verify(VerifyArgs),
+    /// Keep a file, or a peer, equal to a running guest's region; ends when the guest's writers have stopped.
+    #[command(after_help = "Examples:\n  hostvmm replicate --share /dev/shm/aeshmem --bitmap-file /tmp/dirty_bitmap --dest \
+        /tmp/dest_aeshmem\n  hostvmm replicate --listen tcp:127.0.0.1:4321 --dest /tmp/dest_aeshmem")]
+    Replicate(ReplicateArgs),
+    /// Show a ledger again, in any format.
+    #[command(after_help = "Example:\n  hostvmm report ledger.json --format junit > junit.xml")]
+    Report(ReportArgs),
+}
+
+/// Options of `probe`.
+#[derive(Debug, Args)]
+pub(crate) struct ProbeArgs {
+    /// Write what was found to FILE as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+    /// Serve the file protocol of an outside replicator here; the file must have the bitmap's size. Needs --share.
+    #[arg(long, value_name = "FILE", requires = "share")]
+    pub(crate) bitmap_file: Option<PathBuf>,
+    /// Test the report of an unexpected guest exception: the guest reads an unmapped address after it has booted.
+    #[arg(long)]
+    pub(crate) plant_exception: bool,
+}
+
+/// Options of `verify`.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Which scenario.
+    #[arg(value_enum, default_value_t = Scenario::Passes)]
+    pub(crate) scenario: Scenario,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// Scenarios of `verify`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Scenario {
+    /// Passes of harvest, copy and check of one workload.
+    Passes,
+    /// Every granule and VA size, pattern and vCPU count that the host can run. Narrow it with --granule, --va-bits,
+    /// --workload, --vcpus, --mode.
+    Matrix,
+    /// Plant every kind of fault in the log, the copier and the TLB, and show which checker finds it.
+    Faults,
+}
+
+/// Options of `replicate`.
+#[derive(Debug, Args)]
+pub(crate) struct ReplicateArgs {
+    /// The file that backs the running guest's region.
+    #[arg(long, value_name = "FILE", required_unless_present = "listen", conflicts_with = "listen")]
+    pub(crate) share: Option<PathBuf>,
+    /// The bitmap file that `hostvmm run --bitmap-file` serves.
+    #[arg(long, value_name = "FILE", required_unless_present = "listen", conflicts_with = "listen")]
+    pub(crate) bitmap_file: Option<PathBuf>,
+    /// Where the copy goes: an existing file of the region's size, tcp:HOST:PORT or unix:PATH.
+    #[arg(long, value_name = "FILE|PEER")]
+    pub(crate) dest: String,
+    /// Receive from a peer at tcp:HOST:PORT or unix:PATH instead; --dest is then a file.
+    #[arg(long, value_name = "PEER")]
+    pub(crate) listen: Option<String>,
+    /// Pause between two requests.
+    #[arg(long, value_name = "MS", default_value = "100", value_parser = milliseconds)]
+    pub(crate) interval_ms: Duration,
+    /// Give up when the VMM has not answered for this long.
+    #[arg(long, value_name = "MS", default_value = "10000", value_parser = milliseconds)]
+    pub(crate) timeout_ms: Duration,
+}
+
+/// Options of `report`.
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// A ledger written by --json.
+    #[arg(value_name = "LEDGER")]
+    pub(crate) ledger: PathBuf,
+    /// Output format.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+    /// Write the ledger, every format and an HTML page with plots into DIR.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) report: Option<PathBuf>,
+}
+
+/// Options that `run` and `verify` share.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CommonArgs {
+    /// The guest's ELF file [default: the built firmware for --arch].
+    #[arg(long, value_name = "ELF")]
+    pub(crate) firmware: Option<PathBuf>,
+    /// What executes the guest.
+    #[arg(long, value_enum, default_value_t = Accel::Auto)]
+    pub(crate) accel: Accel,
+    /// Dirty log; several joined by commas are compared page by page.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "auto", value_name = "LOG[,LOG]")]
+    pub(crate) dirty_log: Vec<LogChoice>,
+    /// The guest's architecture.
+    #[arg(long, value_enum, default_value_t = Arch::Aarch64)]
+    pub(crate) arch: Arch,
+    /// The guest's stage-1 page size [default: 4k].
+    #[arg(long, value_enum)]
+    pub(crate) granule: Option<GranuleArg>,
+    /// Virtual address bits of the guest: 39 or 48 with 4k, 36, 47 or 48 with 16k, 42 or 48 with 64k [default: 48].
+    #[arg(long, value_name = "N")]
+    pub(crate) va_bits: Option<u32>,
+    /// Number of vCPUs, 1 to 8 [default: 1].
+    #[arg(long, value_name = "N")]
+    pub(crate) vcpus: Option<u32>,
+    /// Guest RAM, 16M or more.
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = quantity::size)]
+    pub(crate) ram: u64,
+    /// Guest physical address of the region [default: 0x20000000, or above RAM for a region that does not fit there].
+    #[arg(long, value_name = "ADDR", value_parser = quantity::address)]
+    pub(crate) region_base: Option<u64>,
+    /// Size of the region.
+    #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = quantity::size)]
+    pub(crate) region_size: u64,
+    /// What the guest writes, as NAME[:key=value,…]. Names: dirtyram, tstaeshm, stream, hotcold, full, unaligned, pair,
+    /// exclusive, lse, dczva, tablewalk, code, shared, readonly, mixed [default: dirtyram].
+    #[arg(long, value_name = "NAME[:k=v,…]")]
+    pub(crate) workload: Option<String>,
+    /// Seed of the plan; the same seed gives the same writes.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = seed)]
+    pub(crate) seed: u64,
+    /// Passes after pass 0, which copies everything.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub(crate) passes: u64,
+    /// Steps of the plan that each vCPU executes in a lockstep pass.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) steps_per_pass: u64,
+    /// lockstep: vCPUs park at a barrier each pass. live: the guest runs on while pages are harvested and copied
+    /// [default: lockstep].
+    #[arg(long, value_enum)]
+    pub(crate) mode: Option<Mode>,
+    /// In live mode, the guest runs this long between two harvests.
+    #[arg(long, value_name = "MS", default_value = "20", value_parser = milliseconds)]
+    pub(crate) interval_ms: Duration,
+    /// wall: guest time follows the host. icount: guest time is instructions executed; a run repeats bit for bit.
+    #[arg(long, value_enum, default_value_t = Clock::Wall)]
+    pub(crate) clock: Clock,
+    /// Bytes of memory that one bit of the emulator's dirty log stands for.
+    #[arg(long, value_enum, default_value_t = GranuleArg::K4)]
+    pub(crate) host_page: GranuleArg,
+    /// How the guest makes hypercalls.
+    #[arg(long, value_enum, default_value_t = Transport::Mmio)]
+    pub(crate) hypercall: Transport,
+    /// When the guest checks its own memory against the plan.
+    #[arg(long, value_enum, default_value_t = SelfCheck::Final)]
+    pub(crate) self_check: SelfCheck,
+    /// Back the region with FILE, which must exist and have the region's size; its contents are cleared.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) share: Option<PathBuf>,
+    /// Copy into FILE, which must exist and have the region's size [default: anonymous memory].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dest: Option<PathBuf>,
+    /// Write the ledger to FILE.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Write the ledger, every format and an HTML page with plots into DIR.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) report: Option<PathBuf>,
+    /// Output format.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+/// `--accel`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Accel {
+    /// KVM where it works, else the emulator.
+    Auto,
+    /// /dev/kvm of an arm64 host.
+    Kvm,
+    /// The embedded emulator.
+    Emulator,
+}
+
+/// `--dirty-log`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogChoice {
+    /// The accelerator's best one.
+    Auto,
+    /// KVM_GET_DIRTY_LOG.
+    Bitmap,
+    /// KVM's manual-protect log.
+    Manual,
+    /// KVM's manual-protect log, initially all set.
+    Initset,
+    /// KVM's dirty ring.
+    Ring,
+    /// PAGEMAP_SCAN with asynchronous write-protection, from the host's side.
+    PagemapScan,
+    /// The emulator's own log.
+    Emulator,
+}
+
+/// `--arch`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Arch {
+    /// 64-bit guests.
+    Aarch64,
+    /// 32-bit guests.
+    Armv7,
+}
+
+/// `--granule` and `--host-page`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GranuleArg {
+    /// 4 KiB.
+    #[value(name = "4k", alias = "4K")]
+    K4,
+    /// 16 KiB.
+    #[value(name = "16k", alias = "16K")]
+    K16,
+    /// 64 KiB.
+    #[value(name = "64k", alias = "64K")]
+    K64,
+}
+
+impl From<GranuleArg> for abi::Granule {
+    fn from(arg: GranuleArg) -> Self {
+        match arg {
+            GranuleArg::K4 => Self::K4,
+            GranuleArg::K16 => Self::K16,
+            GranuleArg::K64 => Self::K64,
+        }
+    }
+}
+
+/// `--mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// Barrier each pass.
+    Lockstep,
+    /// The guest runs on.
+    Live,
+}
+
+/// `--clock`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Clock {
+    /// Host time.
+    Wall,
+    /// Instructions.
+    Icount,
+}
+
+/// `--hypercall`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Transport {
+    /// The doorbell page.
+    Mmio,
+    /// The HVC instruction.
+    Hvc,
+}
+
+/// `--self-check`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SelfCheck {
+    /// After every lockstep pass.
+    Every,
+    /// After the last pass.
+    Final,
+    /// Not at all.
+    Off,
+}
+
+/// `--format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// A table for people.
+    Text,
+    /// The kernel's test protocol.
+    Ktap,
+    /// JUnit XML for CI systems.
+    Junit,
+}
+
+fn milliseconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<u64>() {
+        Ok(ms) if ms <= 86_400_000 => Ok(Duration::from_millis(ms)),
+        _ => Err(format!("{text:?} is not a number of milliseconds up to one day")),
+    }
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    let digits = text.replace('_', "");
+    match digits.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => digits.parse(),
+    }
+    .map_err(|error| format!("{text:?} is not a 64-bit number ({error})"))
+}

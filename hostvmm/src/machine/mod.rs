@@ -1,0 +1,18 @@
+//! Builds a machine: checks what is asked for, maps memory, loads the firmware, writes the devicetree, and makes the
+//! accelerator's VM. The only module that names a concrete backend.
+//!
+//! - [`MachineConfig`] and [`Layout`]: what is asked for, and where it lies;
+//! - [`Image`]: the firmware's ELF;
+//! - [`devicetree`]: what the guest is told;
+//! - [`Symbols`]: names for the firmware's addresses.
+
+mod config;
+pub mod devicetree;
+mod loader;
+mod symbols;
+#[cfg(test)]
+pub(crate) mod test_elf;
+
+pub use config::{Clock, ConfigError, Layout, MachineConfig, PHYSICAL_ADDRESS_BITS, Transport, va_bits};
+pub use loader::{Image, LoadError, MAX_FILE_BYTES, MAX_PROGRAM_HEADERS};
+pub use symbols::{Frame, Symbols};

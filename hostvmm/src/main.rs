@@ -1,0 +1,3 @@
+//! The `hostvmm` program; everything is in the library.
+
+fn main() {}

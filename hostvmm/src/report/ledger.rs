@@ -1,0 +1,327 @@
+//! The JSON ledger: everything a run measured and decided, under stable names.
+//!
+//! Field names and their meaning are a contract with outside checkers (docs/ledger.md); a change of meaning is a new
+//! [`SCHEMA`]. Digests are hexadecimal strings, since a JSON number cannot carry 64 bits everywhere.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Value of the field `schema`.
+pub const SCHEMA: &str = "tidemark-ledger/1";
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Every check that was asked for was made and held.
+    Pass,
+    /// A check failed, or the run ended before all checks were made.
+    Fail,
+    /// The host lacks what was asked for; nothing was proven.
+    Skip,
+}
+
+impl Verdict {
+    /// The exit status that goes with the verdict, as the kernel's selftests number them.
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Pass => 0,
+            Self::Fail => 1,
+            Self::Skip => 4,
+        }
+    }
+
+    /// The verdict of two runs taken together: the worse one, where a failure is worst and a pass outweighs a skip.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Fail, _) | (_, Self::Fail) => Self::Fail,
+            (Self::Pass, _) | (_, Self::Pass) => Self::Pass,
+            (Self::Skip, Self::Skip) => Self::Skip,
+        }
+    }
+
+    /// The verdict's name as the ledger spells it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Fail => "fail",
+            Self::Skip => "skip",
+        }
+    }
+}
+
+/// One run of one scenario.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ledger {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// How it ended.
+    pub verdict: Verdict,
+    /// Why it did not pass; absent where it did.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    /// Name of the scenario: `run`, `passes`, `matrix`, `faults`.
+    pub scenario: String,
+    /// `emulator` or `kvm`.
+    pub accelerator: String,
+    /// Where the numbers were taken: `emulator`, `kvm`, `kvm (nested in emulation)`.
+    pub provenance: String,
+    /// `aarch64` or `armv7`.
+    pub arch: String,
+    /// The guest's stage-1 page size: `4k`, `16k` or `64k`.
+    pub granule: String,
+    /// Virtual address bits of the guest.
+    pub va_bits: u32,
+    /// Bytes that one dirty bit stands for.
+    pub host_page: u64,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Dirty log, or several joined by commas.
+    pub dirty_log: String,
+    /// The workload with all its parameters.
+    pub workload: String,
+    /// Seed of the plan.
+    pub seed: u64,
+    /// `lockstep` or `live`.
+    pub mode: String,
+    /// `wall` or `icount`.
+    pub clock: String,
+    /// The region and its checksums after the last pass.
+    pub region: RegionEntry,
+    /// One entry a pass, in order, pass 0 first.
+    pub passes: Vec<PassEntry>,
+    /// What a migration measured; null in scenarios without one.
+    pub migration: Option<MigrationEntry>,
+    /// One entry a planted fault.
+    pub faults: Vec<FaultEntry>,
+    /// Every check that failed, in order, at most [`MAX_MISMATCHES`].
+    pub mismatches: Vec<Mismatch>,
+    /// The ledgers of a scenario made of many runs; empty in a single run.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub cells: Vec<Ledger>,
+    /// Command that repeats the run.
+    pub reproduce: String,
+}
+
+/// Most entries of [`Ledger::mismatches`]; a broken log would otherwise list a million pages.
+pub const MAX_MISMATCHES: usize = 64;
+
+/// The region in the ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionEntry {
+    /// Its guest physical address.
+    pub gpa: u64,
+    /// Its length in bytes.
+    pub size: u64,
+    /// BSD checksum (`sum -r`) of the guest's memory after the last pass; null if the run did not come so far.
+    pub sum_r_source: Option<u16>,
+    /// BSD checksum of the copy.
+    pub sum_r_dest: Option<u16>,
+    /// Whether the two memories are equal, byte for byte.
+    pub equal: Option<bool>,
+}
+
+/// One pass in the ledger.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassEntry {
+    /// Number of the pass.
+    pub pass: u64,
+    /// Host pages that the plan dirties in the pass. In live mode: pages surely dirtied between the two harvests.
+    pub predicted: u64,
+    /// Host pages that the log reported.
+    pub harvested: u64,
+    /// Pages dirtied but not reported: always an error.
+    pub missing: u64,
+    /// Pages reported but not dirtied.
+    pub extra: u64,
+    /// Extra pages that a named rule explains.
+    pub extra_explained: u64,
+    /// Name of the rule, where extra pages were explained.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub extra_rule: Option<String>,
+    /// Host pages copied to the destination.
+    pub pages_copied: u64,
+    /// Bytes copied to the destination.
+    pub bytes_copied: u64,
+    /// Digest computed by the guest; null in a live pass, where the guest is not stopped.
+    pub digest_guest: Option<String>,
+    /// Digest computed over the destination.
+    pub digest_copy: Option<String>,
+    /// Digest computed from the plan; null in a live pass.
+    pub digest_model: Option<String>,
+    /// Time to fetch and reset the log, in ns.
+    pub harvest_ns: u64,
+    /// Time to copy, in ns.
+    pub copy_ns: u64,
+    /// Time to digest the destination, in ns.
+    pub digest_ns: u64,
+}
+
+/// A migration in the ledger.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MigrationEntry {
+    /// As QEMU's `query-migrate` names it.
+    pub status: String,
+    /// Start to end, in ns.
+    pub total_ns: u64,
+    /// Set-up, in ns.
+    pub setup_ns: u64,
+    /// Bytes sent.
+    pub transferred: u64,
+    /// Pages sent whole.
+    pub normal: u64,
+    /// Pages sent as zero.
+    pub zero: u64,
+    /// Harvests.
+    pub syncs: u64,
+    /// Downtime by the host's clock, in ns.
+    pub downtime_host_ns: u64,
+    /// Downtime by the guest's counter, in ns.
+    pub downtime_guest_ns: u64,
+    /// Disagreement of the two, in parts per million.
+    pub counter_error_ppm: f64,
+}
+
+/// A planted fault in the ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultEntry {
+    /// Kind of fault.
+    pub fault: String,
+    /// Where and when it was planted, for a reader.
+    pub planted: String,
+    /// Whether a checker found it.
+    pub detected: bool,
+    /// Which checkers found it.
+    pub by: Vec<String>,
+    /// Pass of the first finding.
+    pub pass: Option<u64>,
+}
+
+/// A check that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mismatch {
+    /// Which checker found it.
+    pub check: String,
+    /// In which pass.
+    pub pass: u64,
+    /// Host page within the region, where the check is about one.
+    pub page: Option<u64>,
+    /// Guest physical address, where the check is about one.
+    pub gpa: Option<u64>,
+    /// What should have been.
+    pub expected: String,
+    /// What was.
+    pub found: String,
+}
+
+/// The ledger could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// Writing failed.
+    #[error("cannot write the ledger {path}: {source}; choose another place with --json")]
+    Write {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Reading failed.
+    #[error("cannot read the ledger {path}: {source}")]
+    Read {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Not a ledger.
+    #[error("{path} is not a Tidemark ledger: {source}")]
+    Parse {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// A ledger of another version.
+    #[error("{path} has schema {found:?}, this hostvmm reads {SCHEMA:?}")]
+    Schema {
+        /// Where.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+    },
+}
+
+impl Ledger {
+    /// Writes the ledger to `path`: to a file beside it first, then renamed, so that a reader never sees half of it.
+    ///
+    /// # Errors
+    /// [`LedgerError::Write`].
+    pub fn save(&self, path: &Path) -> Result<(), LedgerError> {
+        let at = |source| LedgerError::Write { path: path.to_owned(), source };
+        if !path.exists() || path.is_file() {
+            let directory = match path.parent() {
+                Some(parent) if !parent.as_os_str().is_empty() => parent,
+                _ => Path::new("."),
+            };
+            let mut file = tempfile::Builder::new().prefix(".tidemark-ledger").tempfile_in(directory).map_err(at)?;
+            self.write_to(&mut file).map_err(at)?;
+            file.persist(path).map_err(|error| at(error.error))?;
+            return Ok(());
+        }
+        // A pipe, /dev/stdout or another special file can't be replaced by a rename.
+        let file = File::options().write(true).open(path).map_err(at)?;
+        self.write_to(file).map_err(at)
+    }
+
+    fn write_to(&self, file: impl Write) -> io::Result<()> {
+        let mut out = BufWriter::new(file);
+        serde_json::to_writer_pretty(&mut out, self)?;
+        out.write_all(b"\n")?;
+        out.flush()
+    }
+
+    /// Reads a ledger back.
+    ///
+    /// # Errors
+    /// [`LedgerError`] by what is wrong with the file.
+    pub fn load(path: &Path) -> Result<Self, LedgerError> {
+        let text = std::fs::read(path).map_err(|source| LedgerError::Read { path: path.to_owned(), source })?;
+        let ledger: Self = serde_json::from_slice(&text)
+            .map_err(|source| LedgerError::Parse { path: path.to_owned(), source })?;
+        if ledger.schema != SCHEMA {
+            return Err(LedgerError::Schema { path: path.to_owned(), found: ledger.schema });
+        }
+        Ok(ledger)
+    }
+
+    /// Records a failed check and makes the verdict a failure.
+    pub fn fail(&mut self, mismatch: Mismatch) {
+        self.verdict = Verdict::Fail;
+        if self.mismatches.len() < MAX_MISMATCHES {
+            self.mismatches.push(mismatch);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_outweighs_everything_and_a_pass_outweighs_a_skip() {
+        use Verdict::{Fail, Pass, Skip};
+        assert_eq!(Pass.and(Fail), Fail);
+        assert_eq!(Skip.and(Fail), Fail);
+        assert_eq!(Skip.and(Pass), Pass);
+        assert_eq!(Skip.and(Skip), Skip);
+    }
+
+    #[test]
+    fn verdicts_exit_like_the_kernels_selftests() {
+        assert_eq!([Verdict::Pass, Verdict::Fail, Verdict::Skip].map(Verdict::exit_code), [0, 1, 4]);
+    }
+}

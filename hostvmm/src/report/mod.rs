@@ -1,0 +1,171 @@
+//! What a run tells: the JSON ledger and its renderings.
+//!
+//! - [`ledger`]: the data, under stable names;
+//! - [`text`]: tables for people; [`ktap`]: the kernel's test protocol; [`junit`]: XML for CI systems; [`html`]: a page
+//!   with plots;
+//! - [`Progress`]: live progress on a terminal.
+//!
+//! Renderings read nothing but a [`Ledger`], so that `hostvmm report` can make any of them later.
+
+mod html;
+mod junit;
+mod ktap;
+pub mod ledger;
+mod progress;
+mod text;
+
+use std::io;
+use std::path::Path;
+
+pub use html::html;
+pub use junit::junit;
+pub use ktap::ktap;
+pub use ledger::{FaultEntry, Ledger, LedgerError, Mismatch, PassEntry, RegionEntry, Verdict};
+pub use progress::Progress;
+pub use text::text;
+
+/// Writes a ledger in every format into `directory`, which is made if need be.
+///
+/// # Errors
+/// [`LedgerError::Write`] with the file at fault.
+pub fn save_all(ledger: &Ledger, directory: &Path) -> Result<(), LedgerError> {
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source: io::Error| LedgerError::Write { path, source }
+    };
+    std::fs::create_dir_all(directory).map_err(at(directory))?;
+    ledger.save(&directory.join("ledger.json"))?;
+    let renderings = [
+        ("report.txt", text(ledger)),
+        ("report.ktap", ktap(ledger)),
+        ("junit.xml", junit(ledger)),
+        ("report.html", html(ledger)),
+    ];
+    for (name, rendering) in renderings {
+        let path = directory.join(name);
+        std::fs::write(&path, rendering).map_err(at(&path))?;
+    }
+    Ok(())
+}
+
+/// The checks of one run as (name, what went wrong): the tests of KTAP and JUnit.
+fn checks(ledger: &Ledger) -> Vec<(String, Option<String>)> {
+    let mut checks: Vec<(String, Option<String>)> = ledger
+        .passes
+        .iter()
+        .map(|entry| {
+            let wrong: Vec<String> =
+                ledger.mismatches.iter().filter(|m| m.pass == entry.pass).map(describe).collect();
+            (format!("pass {}", entry.pass), (!wrong.is_empty()).then(|| wrong.join("; ")))
+        })
+        .collect();
+    let beyond = ledger.mismatches.iter().filter(|m| !ledger.passes.iter().any(|entry| entry.pass == m.pass));
+    let beyond: Vec<String> = beyond.map(describe).collect();
+    if !beyond.is_empty() {
+        checks.push(("run".to_owned(), Some(beyond.join("; "))));
+    }
+    for fault in &ledger.faults {
+        let wrong = (!fault.detected).then(|| format!("planted at {} and not detected", fault.planted));
+        checks.push((format!("fault {}", fault.fault), wrong));
+    }
+    if let Some(equal) = ledger.region.equal {
+        checks.push(("region equals copy".to_owned(), (!equal).then(|| "they differ".to_owned())));
+    }
+    if ledger.verdict == Verdict::Fail && checks.iter().all(|(_, wrong)| wrong.is_none()) {
+        checks.push(("run".to_owned(), Some(ledger.reason.clone().unwrap_or_else(|| "failed".to_owned()))));
+    }
+    checks
+}
+
+/// One mismatch in a line.
+fn describe(mismatch: &Mismatch) -> String {
+    let page = mismatch.page.map_or(String::new(), |page| format!(", page {page}"));
+    let gpa = mismatch.gpa.map_or(String::new(), |gpa| format!(", GPA {gpa:#x}"));
+    let Mismatch { check, pass, expected, found, .. } = mismatch;
+    format!("{check}: pass {pass}{page}{gpa}: expected {expected}, found {found}")
+}
+
+/// What sets one cell of a scenario apart from the others.
+fn cell_name(ledger: &Ledger) -> String {
+    let Ledger { granule, va_bits, workload, vcpus, mode, clock, .. } = ledger;
+    format!("{granule}/{va_bits} {workload} vcpus={vcpus} {mode} {clock}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A ledger with one good and one bad pass.
+    pub(super) fn sample() -> Ledger {
+        let mut ledger = Ledger {
+            schema: ledger::SCHEMA.to_owned(),
+            verdict: Verdict::Pass,
+            reason: None,
+            scenario: "passes".to_owned(),
+            accelerator: "emulator".to_owned(),
+            provenance: "emulator".to_owned(),
+            arch: "aarch64".to_owned(),
+            granule: "4k".to_owned(),
+            va_bits: 48,
+            host_page: 4096,
+            vcpus: 1,
+            dirty_log: "emulator".to_owned(),
+            workload: "dirtyram:pages=2048,step=10,sleep_ms=0".to_owned(),
+            seed: 7,
+            mode: "lockstep".to_owned(),
+            clock: "wall".to_owned(),
+            region: RegionEntry {
+                gpa: 0x2000_0000,
+                size: 8 << 20,
+                sum_r_source: Some(12),
+                sum_r_dest: Some(13),
+                equal: Some(false),
+            },
+            passes: vec![
+                PassEntry { pass: 0, predicted: 2048, harvested: 2048, pages_copied: 2048, ..PassEntry::default() },
+                PassEntry { pass: 1, predicted: 10, harvested: 9, missing: 1, ..PassEntry::default() },
+            ],
+            migration: None,
+            faults: Vec::new(),
+            mismatches: Vec::new(),
+            cells: Vec::new(),
+            reproduce: "hostvmm verify passes --seed 7".to_owned(),
+        };
+        ledger.fail(Mismatch {
+            check: "missing".to_owned(),
+            pass: 1,
+            page: Some(3),
+            gpa: Some(0x2000_3000),
+            expected: "dirty".to_owned(),
+            found: "clean".to_owned(),
+        });
+        ledger
+    }
+
+    #[test]
+    fn every_mismatch_reaches_exactly_one_check() {
+        let checks = checks(&sample());
+        let failed: Vec<_> = checks.iter().filter(|(_, wrong)| wrong.is_some()).map(|(name, _)| name.as_str()).collect();
+        assert_eq!(failed, ["pass 1", "region equals copy"]);
+    }
+
+    #[test]
+    fn a_failure_without_a_mismatch_still_fails_a_check() {
+        let mut ledger = sample();
+        ledger.mismatches.clear();
+        ledger.region.equal = None;
+        ledger.reason = Some("interrupted".to_owned());
+        assert!(checks(&ledger).iter().any(|(_, wrong)| wrong.as_deref() == Some("interrupted")));
+    }
+
+    #[test]
+    fn all_formats_are_written_and_the_ledger_reads_back() {
+        let directory = tempfile::tempdir().unwrap();
+        save_all(&sample(), directory.path()).unwrap();
+        for name in ["ledger.json", "report.txt", "report.ktap", "junit.xml", "report.html"] {
+            assert!(directory.path().join(name).metadata().unwrap().len() > 0, "{name}");
+        }
+        let back = Ledger::load(&directory.path().join("ledger.json")).unwrap();
+        assert_eq!(back.passes, sample().passes);
+    }
+}

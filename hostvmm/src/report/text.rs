@@ -1,0 +1,153 @@
+//! A ledger as tables for people.
+
+use std::fmt::Write;
+
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+
+use super::{Ledger, Verdict, cell_name, describe};
+
+/// The ledger as text: what ran, the passes or cells, what went wrong, the checksums, the verdict.
+pub fn text(ledger: &Ledger) -> String {
+    let mut out = String::new();
+    let mut line = |text: String| writeln!(out, "{text}").expect("writing to a String cannot fail");
+    if ledger.cells.is_empty() {
+        line(heading(ledger));
+        if !ledger.passes.is_empty() {
+            line(passes(ledger).to_string());
+        }
+    } else {
+        line(format!("{} on {}: {} runs", ledger.scenario, ledger.provenance, ledger.cells.len()));
+        line(cells(ledger).to_string());
+    }
+    if !ledger.faults.is_empty() {
+        line(faults(ledger).to_string());
+    }
+    for mismatch in &ledger.mismatches {
+        line(format!("MISMATCH {}", describe(mismatch)));
+    }
+    let runs = if ledger.cells.is_empty() { std::slice::from_ref(ledger) } else { &ledger.cells };
+    for failed in runs.iter().filter(|run| run.verdict == Verdict::Fail) {
+        line(format!("reproduce: {}", failed.reproduce));
+    }
+    let verdict = match ledger.verdict {
+        Verdict::Pass => "PASS: every page the guest wrote was logged, copied and verified",
+        Verdict::Fail => "FAIL",
+        Verdict::Skip => "SKIP",
+    };
+    let reason = ledger.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
+    line(format!("{verdict}{reason}"));
+    out
+}
+
+fn heading(ledger: &Ledger) -> String {
+    let Ledger { scenario, provenance, arch, granule, va_bits, vcpus, workload, seed, mode, clock, dirty_log, .. } = ledger;
+    let region = &ledger.region;
+    format!(
+        "{scenario} on {provenance}: {arch} {granule}/{va_bits}-bit, {vcpus} vCPU, {mode}, {clock} clock, dirty log \
+         {dirty_log}\nworkload {workload}, seed {seed}, region {} KiB at {:#x}, host page {}",
+        region.size / 1024,
+        region.gpa,
+        ledger.host_page
+    )
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
+    table
+}
+
+/// Right-aligns every column but the first `text_columns`.
+fn align_numbers(table: &mut Table, text_columns: usize) {
+    for column in table.column_iter_mut().skip(text_columns) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+}
+
+fn passes(ledger: &Ledger) -> Table {
+    let mut table =
+        table(&["pass", "predicted", "harvested", "missing", "extra", "copied", "harvest µs", "copy µs", "digests"]);
+    for pass in &ledger.passes {
+        let extra = match pass.extra {
+            0 => "0".to_owned(),
+            extra if extra == pass.extra_explained => {
+                format!("{extra} ({})", pass.extra_rule.as_deref().unwrap_or("explained"))
+            }
+            extra => format!("{extra} ({} unexplained)", extra - pass.extra_explained),
+        };
+        let digests = match (&pass.digest_guest, &pass.digest_copy, &pass.digest_model) {
+            (Some(guest), Some(copy), Some(model)) if guest == copy && copy == model => format!("{guest} ×3"),
+            (None, Some(copy), Some(model)) if copy == model => format!("{copy} ×2"),
+            (None, _, None) => "live".to_owned(),
+            (guest, copy, model) => {
+                let show = |digest: &Option<String>| digest.clone().unwrap_or_else(|| "-".to_owned());
+                format!("guest {} copy {} model {}", show(guest), show(copy), show(model))
+            }
+        };
+        table.add_row([
+            pass.pass.to_string(),
+            pass.predicted.to_string(),
+            pass.harvested.to_string(),
+            pass.missing.to_string(),
+            extra,
+            pass.pages_copied.to_string(),
+            microseconds(pass.harvest_ns),
+            microseconds(pass.copy_ns),
+            digests,
+        ]);
+    }
+    align_numbers(&mut table, 0);
+    table
+}
+
+fn microseconds(ns: u64) -> String {
+    format!("{}.{}", ns / 1000, ns % 1000 / 100)
+}
+
+fn cells(ledger: &Ledger) -> Table {
+    let mut table = table(&["run", "verdict", "passes", "predicted", "harvested", "missing", "extra", "copied"]);
+    for cell in &ledger.cells {
+        let sum = |field: fn(&super::PassEntry) -> u64| cell.passes.iter().map(field).sum::<u64>().to_string();
+        table.add_row([
+            cell_name(cell),
+            cell.verdict.name().to_owned(),
+            cell.passes.len().to_string(),
+            sum(|pass| pass.predicted),
+            sum(|pass| pass.harvested),
+            sum(|pass| pass.missing),
+            sum(|pass| pass.extra),
+            sum(|pass| pass.pages_copied),
+        ]);
+    }
+    align_numbers(&mut table, 2);
+    table
+}
+
+fn faults(ledger: &Ledger) -> Table {
+    let mut table = table(&["fault", "planted", "detected", "by", "in pass"]);
+    for fault in &ledger.faults {
+        table.add_row([
+            fault.fault.clone(),
+            fault.planted.clone(),
+            if fault.detected { "yes" } else { "NO" }.to_owned(),
+            fault.by.join(", "),
+            fault.pass.map_or_else(|| "-".to_owned(), |pass| pass.to_string()),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::tests::sample;
+
+    #[test]
+    fn a_mismatch_shows_page_gpa_pass_and_how_to_reproduce() {
+        let text = text(&sample());
+        assert!(text.contains("MISMATCH missing: pass 1, page 3, GPA 0x20003000: expected dirty, found clean"), "{text}");
+        assert!(text.contains("reproduce: hostvmm verify passes --seed 7"), "{text}");
+        assert!(text.trim_end().ends_with("FAIL"), "{text}");
+    }
+}
