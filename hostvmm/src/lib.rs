@@ -4,11 +4,15 @@
 //! - [`memory`]: memslots on memfd or a file; the only owner of pointers into guest RAM;
 //! - [`device`]: doorbell, hypercalls, console;
 //! - [`backend`]: the traits [`backend::Vm`] and [`backend::Vcpu`], and what implements them;
+//! - [`dirty`]: dirty logs; [`pass`]: harvest, copy and digest; [`replicate`]: a region kept equal to a file or a peer;
 //! - [`report`]: the JSON ledger and what is rendered from it; [`cli`]: the command line.
 
 pub mod backend;
 pub mod cli;
 pub mod device;
+pub mod dirty;
 pub mod machine;
 pub mod memory;
+pub mod pass;
+pub mod replicate;
 pub mod report;

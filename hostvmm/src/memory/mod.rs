@@ -25,7 +25,7 @@ use std::sync::Arc;
 use abi::{Gpa, GuestRange};
 pub use share::ShareFile;
 pub use slot::{Slot, SlotId};
-use vm_memory::{Bytes, MemoryRegionAddress};
+use vm_memory::{Bytes, GuestMemoryRegion as _, MemoryRegionAddress, VolatileSlice};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Why guest memory could not be made, read or written.
@@ -234,6 +234,25 @@ impl GuestMemory {
         self.slot(slot)
             .mapping()
             .read_slice(bytes, MemoryRegionAddress(offset))
+            .map_err(|_| MemoryError::OutOfSlot { slot, offset, len_bytes })
+    }
+
+    /// `[offset, offset + len_bytes)` of `slot` for the copier, which reads a run of pages in one go.
+    ///
+    /// A [`VolatileSlice`] is bounds and no reference: what it copies may be torn, never undefined.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfSlot`] where the range reaches past the slot.
+    pub(crate) fn volatile_slice(
+        &self,
+        slot: SlotId,
+        offset: u64,
+        len_bytes: u64,
+    ) -> Result<VolatileSlice<'_>, MemoryError> {
+        self.slot(slot).check(offset, len_bytes)?;
+        self.slot(slot)
+            .mapping()
+            .get_slice(MemoryRegionAddress(offset), len_bytes as usize)
             .map_err(|_| MemoryError::OutOfSlot { slot, offset, len_bytes })
     }
 

@@ -1,0 +1,282 @@
+//! What every [`DirtyLog`] must do, run for every kind that this host has.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
+use std::thread;
+
+use abi::{Gpa, GuestRange, map};
+
+use super::{
+    DirtyLog, DirtyLogError, DirtyLogKind, EmulatorLog, FirstHarvest, PageBitmap, PagemapScanLog, SeveralLogs,
+};
+use crate::backend::{Accelerator, BackendError, PlantedFault, Vcpu, Vm};
+use crate::memory::{GuestMemory, SlotId, host_page_bytes};
+
+/// Pages of the region: no multiple of 64.
+const PAGES: u64 = 203;
+
+/// The emulator's log without its vCPUs: what the VMM's own writes go through.
+struct LogOnly {
+    log: emulator::dirty::DirtyLog,
+}
+
+impl Vm for LogOnly {
+    fn accelerator(&self) -> Accelerator {
+        Accelerator::Emulator
+    }
+    fn take_vcpu(&self, _: usize) -> Option<Box<dyn Vcpu>> {
+        None
+    }
+    fn kick(&self, _: usize) {}
+    fn set_irq_line(&self, _: u32, _: bool) {}
+    fn mark_dirty(&self, range: GuestRange) {
+        self.log.mark_range(range.start(), range.len_bytes());
+    }
+    fn log_page_bytes(&self) -> u64 {
+        1 << self.log.page_shift()
+    }
+    fn start_dirty_log(&self) -> Result<(), BackendError> {
+        self.log.start();
+        Ok(())
+    }
+    fn stop_dirty_log(&self) -> Result<(), BackendError> {
+        self.log.stop();
+        Ok(())
+    }
+    fn harvest_dirty(&self, slot: SlotId, bitmap: &mut [u64]) -> Result<(), BackendError> {
+        self.log
+            .harvest(slot.index(), bitmap)
+            .map(drop)
+            .map_err(|error| BackendError::DirtyLog { accelerator: Accelerator::Emulator, reason: error.to_string() })
+    }
+    fn plant(&self, _: PlantedFault) -> Result<(), BackendError> {
+        unreachable!("the suite plants nothing")
+    }
+    fn now_ticks(&self) -> u64 {
+        0
+    }
+    fn ticks_per_second(&self) -> u64 {
+        1
+    }
+    fn warp_to_next_deadline(&self) -> Result<bool, BackendError> {
+        Ok(false)
+    }
+}
+
+/// A log with the memory it watches.
+struct Rig {
+    memory: GuestMemory,
+    vm: Arc<LogOnly>,
+    log: Box<dyn DirtyLog>,
+}
+
+impl Rig {
+    fn write(&self, slot: SlotId, offset: u64, bytes: &[u8]) {
+        write(&self.memory, &*self.vm, slot, offset, bytes);
+    }
+
+    fn bitmap(&self, slot: SlotId) -> PageBitmap {
+        PageBitmap::covering(self.memory.slot(slot).range().len_bytes(), self.log.page_bytes())
+    }
+
+    fn harvest(&mut self) -> PageBitmap {
+        let mut dirty = self.bitmap(SlotId::Region);
+        self.log.harvest(SlotId::Region, &mut dirty).unwrap();
+        dirty
+    }
+
+    fn pages(&mut self) -> Vec<u64> {
+        self.harvest().iter().collect()
+    }
+
+    /// Starts the log and takes the first harvest of a log that reports every page in it.
+    fn start(&mut self) {
+        self.log.start().unwrap();
+        if self.log.first_harvest() == FirstHarvest::AllSet {
+            assert_eq!(self.harvest().count(), PAGES, "{}: the first harvest is every page", self.log.kind());
+        }
+    }
+}
+
+fn write(memory: &GuestMemory, vm: &LogOnly, slot: SlotId, offset: u64, bytes: &[u8]) {
+    let gpa = memory.slot(slot).range().start().checked_add(offset).unwrap();
+    memory.write(gpa, bytes).unwrap();
+    vm.mark_dirty(GuestRange::new(gpa, bytes.len() as u64).unwrap());
+}
+
+fn memory() -> GuestMemory {
+    let ram = GuestRange::new(map::RAM_BASE, 64 * host_page_bytes()).unwrap();
+    GuestMemory::new(ram, GuestRange::new(map::REGION_BASE, PAGES * host_page_bytes()).unwrap(), None).unwrap()
+}
+
+fn vm(memory: &GuestMemory) -> Arc<LogOnly> {
+    let slots = memory.slots().iter().map(|slot| (slot.range().start(), slot.range().len_bytes()));
+    let log = emulator::dirty::DirtyLog::new(host_page_bytes().trailing_zeros(), slots).unwrap();
+    Arc::new(LogOnly { log })
+}
+
+/// Runs `check` on a fresh rig of every kind of log that this host has.
+fn on_every_log(check: impl Fn(&mut Rig)) {
+    let slots = [SlotId::Region];
+    let rig = |log: Box<dyn DirtyLog>, memory, vm| Rig { memory, vm, log };
+    let (memory_a, memory_b, memory_c) = (memory(), memory(), memory());
+    let (vm_a, vm_b, vm_c) = (vm(&memory_a), vm(&memory_b), vm(&memory_c));
+    let emulator = |memory: &GuestMemory, vm: &Arc<LogOnly>| Box::new(EmulatorLog::new(vm.clone(), memory, &slots));
+    check(&mut rig(emulator(&memory_a, &vm_a), memory_a, vm_a));
+    match (PagemapScanLog::new(&memory_b, &slots), PagemapScanLog::new(&memory_c, &slots)) {
+        (Ok(alone), Ok(beside)) => {
+            check(&mut rig(Box::new(alone), memory_b, vm_b));
+            let logs: Vec<Box<dyn DirtyLog>> = vec![emulator(&memory_c, &vm_c), Box::new(beside)];
+            check(&mut rig(Box::new(SeveralLogs::new(&memory_c, logs)), memory_c, vm_c));
+        }
+        (Err(error), _) | (_, Err(error)) => println!("skipped: {error}"),
+    }
+}
+
+#[test]
+fn a_harvest_is_the_exact_set_and_leaves_the_log_clean() {
+    on_every_log(|rig| {
+        rig.start();
+        assert_eq!(rig.pages(), [0; 0]);
+        let page = rig.log.page_bytes();
+        for index in [0, 1, 63, 64, 127, PAGES - 1] {
+            rig.write(SlotId::Region, index * page + 8, &[1]);
+        }
+        assert_eq!(rig.pages(), [0, 1, 63, 64, 127, PAGES - 1]);
+        assert_eq!(rig.pages(), [0; 0]);
+    });
+}
+
+#[test]
+fn the_first_harvest_is_as_declared() {
+    on_every_log(|rig| {
+        rig.log.start().unwrap();
+        rig.write(SlotId::Region, 0, &[1]);
+        let expected = if rig.log.first_harvest() == FirstHarvest::AllSet { PAGES } else { 1 };
+        assert_eq!(rig.harvest().count(), expected);
+    });
+}
+
+#[test]
+fn a_page_written_again_is_dirty_again() {
+    on_every_log(|rig| {
+        rig.start();
+        for value in 1..5 {
+            rig.write(SlotId::Region, 70 * rig.log.page_bytes(), &[value]);
+            assert_eq!(rig.pages(), [70]);
+        }
+    });
+}
+
+#[test]
+fn a_write_across_a_page_border_dirties_both_and_reading_none() {
+    on_every_log(|rig| {
+        rig.start();
+        let page = rig.log.page_bytes();
+        rig.write(SlotId::Region, 10 * page - 2, &[1, 2, 3, 4]);
+        let mut bytes = [0; 64];
+        rig.memory.copy_from_slot(SlotId::Region, 50 * page, &mut bytes).unwrap();
+        assert_eq!(rig.pages(), [9, 10]);
+    });
+}
+
+#[test]
+fn a_harvest_adds_to_what_the_bitmap_holds() {
+    on_every_log(|rig| {
+        rig.start();
+        rig.write(SlotId::Region, 0, &[1]);
+        let mut dirty = rig.bitmap(SlotId::Region);
+        dirty.set(100);
+        rig.log.harvest(SlotId::Region, &mut dirty).unwrap();
+        assert_eq!(dirty.iter().collect::<Vec<_>>(), [0, 100]);
+    });
+}
+
+#[test]
+fn writes_outside_the_slot_are_not_reported() {
+    on_every_log(|rig| {
+        rig.start();
+        rig.write(SlotId::Ram, 4096, &[1]);
+        rig.vm.mark_dirty(GuestRange::new(Gpa::new(0x10_0000), 1 << 16).unwrap());
+        assert_eq!(rig.pages(), [0; 0]);
+    });
+}
+
+#[test]
+fn writes_while_stopped_are_not_reported() {
+    on_every_log(|rig| {
+        rig.write(SlotId::Region, 0, &[1]);
+        rig.start();
+        assert_eq!(rig.pages(), [0; 0]);
+        rig.write(SlotId::Region, 3 * rig.log.page_bytes(), &[1]);
+        rig.log.stop().unwrap();
+        rig.write(SlotId::Region, 4 * rig.log.page_bytes(), &[1]);
+        rig.start();
+        assert_eq!(rig.pages(), [0; 0]);
+        rig.write(SlotId::Region, 5 * rig.log.page_bytes(), &[1]);
+        assert_eq!(rig.pages(), [5]);
+        rig.log.stop().unwrap();
+    });
+}
+
+#[test]
+fn use_in_the_wrong_state_is_refused() {
+    on_every_log(|rig| {
+        let mut dirty = rig.bitmap(SlotId::Region);
+        assert!(rig.log.harvest(SlotId::Region, &mut dirty).is_err());
+        assert!(rig.log.stop().is_err());
+        rig.start();
+        assert!(matches!(rig.log.start(), Err(DirtyLogError::Running { .. })));
+        let mut short = PageBitmap::new(PAGES - 1, rig.log.page_bytes());
+        assert!(matches!(rig.log.harvest(SlotId::Region, &mut short), Err(DirtyLogError::Size { .. })));
+        let mut ram = rig.bitmap(SlotId::Ram);
+        assert!(matches!(rig.log.harvest(SlotId::Ram, &mut ram), Err(DirtyLogError::NotLogging { .. })));
+    });
+}
+
+#[test]
+fn no_write_made_during_a_harvest_is_lost() {
+    on_every_log(|rig| {
+        rig.start();
+        let page = rig.log.page_bytes();
+        let mut copy = vec![0; (PAGES * page) as usize];
+        let begun = Barrier::new(2);
+        let ended = AtomicBool::new(false);
+        let (memory, vm) = (rig.memory.clone(), rig.vm.clone());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                begun.wait();
+                for value in 0_u64..200_000 {
+                    let index = value.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+                    write(&memory, &vm, SlotId::Region, index % PAGES * page + 16, &value.to_le_bytes());
+                }
+                ended.store(true, Ordering::Release);
+            });
+            begun.wait();
+            loop {
+                // Asked before the harvest, so that the last harvest comes after the last write.
+                let last = ended.load(Ordering::Acquire);
+                let dirty = rig.harvest();
+                for index in dirty.iter() {
+                    let start = index * page;
+                    let bytes = &mut copy[start as usize..][..page as usize];
+                    rig.memory.copy_from_slot(SlotId::Region, start, bytes).unwrap();
+                }
+                if last {
+                    break;
+                }
+            }
+        });
+        let mut now = vec![0; copy.len()];
+        rig.memory.copy_from_slot(SlotId::Region, 0, &mut now).unwrap();
+        assert!(now == copy, "{}: a write is missing from the copy", rig.log.kind());
+    });
+}
+
+#[test]
+fn this_host_says_why_a_log_is_missing() {
+    match PagemapScanLog::new(&memory(), &[SlotId::Region]) {
+        Ok(log) => assert_eq!(log.kind(), DirtyLogKind::PagemapScan),
+        Err(error) => assert!(error.to_string().contains("needs")),
+    }
+}

@@ -1,0 +1,18 @@
+//! A pass: one harvest, the copy of what it found, and the digests that prove the copy.
+//!
+//! - [`copy_dirty`], [`copy_all`]: from a memslot to a [`CopyTarget`], run by run;
+//! - [`region_digest`], [`first_difference`]: over anything that is a [`PageSource`];
+//! - [`sum_r`]: what `sum -r` prints, for the original tests' criterion;
+//! - [`Threads`]: how many threads a copy or a digest may use.
+
+mod copy;
+mod digest;
+mod source;
+mod target;
+mod threads;
+
+pub use copy::{CopyStats, copy_all, copy_dirty};
+pub use digest::{Difference, differing_pages, first_difference, region_digest};
+pub use source::{PageSource, SlotView};
+pub use target::{CopyTarget, TargetError, sum_r};
+pub use threads::Threads;
