@@ -18,6 +18,7 @@ pub mod lower;
 pub mod mmu;
 pub mod op;
 pub mod ram;
+pub mod safepoint;
 pub mod shared;
 pub mod signal;
 pub mod sysreg;
