@@ -1,4 +1,4 @@
-//! What a machine is made of: [`Config`], its [`RamSlot`]s and the checks on both.
+//! What a machine is made of: [`Config`] and the checks on it and on its RAM.
 //!
 //! Neighbours: `vm` builds the machine from a checked configuration; `clock` interprets [`ClockMode`].
 
@@ -6,6 +6,9 @@ use std::ptr::NonNull;
 
 use abi::{Gpa, GuestRange, map};
 use thiserror::Error;
+
+use crate::dirty::DirtyLogError;
+use crate::ram::RamError;
 
 /// Counter frequency of the common `virt` machine, in Hz.
 pub const DEFAULT_CNTFRQ_HZ: u32 = 62_500_000;
@@ -117,6 +120,12 @@ pub enum ConfigError {
         /// The redistributors' address.
         gicr: Gpa,
     },
+    /// Slots that make no RAM.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// Slots that the dirty log cannot cover.
+    #[error(transparent)]
+    DirtyLog(#[from] DirtyLogError),
 }
 
 impl Config {

@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use crate::code::CodeCache;
 use crate::fault::FaultInfo;
+use crate::pmu::Pmu;
 use crate::shared::Shared;
 use crate::sysreg::SysRegs;
+use crate::timer::Timers;
 use crate::tlb::Tlb;
 
 /// Index in [`Cpu::x`] that always reads as zero: register 31 as a source.
@@ -151,6 +153,10 @@ pub struct Cpu {
     pub fpsr: u32,
     /// System registers.
     pub sys: SysRegs,
+    /// Generic timers.
+    pub timers: Timers,
+    /// Performance monitor.
+    pub pmu: Pmu,
     /// Software TLB.
     pub tlb: Tlb,
     /// Lowered code.
@@ -184,6 +190,8 @@ impl Cpu {
             fpcr: 0,
             fpsr: 0,
             sys: SysRegs::new(index),
+            timers: Timers::default(),
+            pmu: Pmu::default(),
             tlb: Tlb::new(),
             code: CodeCache::new(),
             excl: Exclusive::default(),

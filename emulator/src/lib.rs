@@ -6,6 +6,7 @@
 //! ([`lower`]), keeps those by page of code ([`code`]) and runs them in blocks ([`exec`]). Memory goes through a software
 //! TLB ([`tlb`]) whose write tags are the dirty log's first line.
 
+pub mod clock;
 pub mod code;
 pub mod config;
 pub mod cpu;
@@ -14,14 +15,18 @@ pub mod exception;
 pub mod exec;
 pub mod exit;
 pub mod fault;
+pub mod gic;
 pub mod lower;
 pub mod mmu;
 pub mod op;
+pub mod pmu;
+pub mod psci;
 pub mod ram;
 pub mod safepoint;
 pub mod shared;
 pub mod signal;
 pub mod sysreg;
+pub mod timer;
 pub mod tlb;
 pub mod vcpu;
 pub mod vm;

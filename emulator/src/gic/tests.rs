@@ -1,0 +1,1 @@
+//! What a guest and the host may expect of the GIC.
