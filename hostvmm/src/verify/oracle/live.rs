@@ -40,6 +40,9 @@ use crate::verify::model::Model;
 /// were harvested or whose steps were completed are compared, and all of them once the guest stands still.
 const WHOLE_CHECK_BYTES: u64 = 64 << 20;
 
+/// Pages that differ from the model are judged so many at a time, some 8 KiB each.
+const BATCH_PAGES: usize = 4096;
+
 /// Most steps of one vCPU in one pass. The guest's word is only a claim, and replaying takes the host's time.
 pub const MAX_STEPS_PER_PASS: u64 = 1 << 26;
 
@@ -139,6 +142,7 @@ pub struct LiveOracle {
     started: Vec<u64>,
     /// Per vCPU; the steps are in order, from a of the last pass on.
     open: Vec<Vec<OpenSteps>>,
+    whole_check_bytes: u64,
 }
 
 impl LiveOracle {
@@ -146,7 +150,13 @@ impl LiveOracle {
     /// were equal.
     pub fn new(model: Model) -> Self {
         let started = model.frontier().to_vec();
-        Self { open: vec![Vec::new(); started.len()], started, model }
+        Self { open: vec![Vec::new(); started.len()], started, model, whole_check_bytes: WHOLE_CHECK_BYTES }
+    }
+
+    /// Treats the region as one too large to be compared whole.
+    #[cfg(test)]
+    pub(super) fn judging_only_what_moved(self) -> Self {
+        Self { whole_check_bytes: 0, ..self }
     }
 
     /// The model at the last pass's `completed`.
@@ -174,7 +184,7 @@ impl LiveOracle {
         let mut changed = PageBitmap::covering(self.model.len_bytes(), PAGE_BYTES);
         let mut first_missing = None;
         self.open.iter_mut().flatten().for_each(|open| open.seen.or(harvested));
-        let Self { model, started, open } = self;
+        let Self { model, started, open, .. } = self;
         model.advance(seen.completed, |vcpu, step, write| {
             changed.set_bytes(write.offset, u64::from(write.len));
             perhaps.set_bytes(write.offset, u64::from(write.len));
@@ -192,32 +202,18 @@ impl LiveOracle {
                 }
             }
         });
-        let mut ahead = self.pages_to_judge(seen, changed)?;
-        for (vcpu, (&from, &to)) in (0..).zip(seen.completed.iter().zip(seen.started_copy)) {
+        for (vcpu, (&from, &to)) in (0..).zip(seen.completed.iter().zip(seen.started_harvest)) {
             for step in from..to {
-                let before_harvest = step < seen.started_harvest[vcpu as usize];
-                self.model.plan().for_each_write(vcpu, step, |write| {
-                    if before_harvest {
-                        perhaps.set_bytes(write.offset, u64::from(write.len));
-                    }
-                    for page in pages_of(&write, PAGE_BYTES) {
-                        if let Some(page_ahead) = ahead.get_mut(&page) {
-                            page_ahead.allow(page, &write);
-                        }
-                    }
-                });
+                let mut note = |write: Write| perhaps.set_bytes(write.offset, u64::from(write.len));
+                self.model.plan().for_each_write(vcpu, step, &mut note);
             }
         }
-        let wrong = ahead.iter().filter_map(|(&page, ahead)| {
-            let at = ahead.first_unexplained(self.model.page(page))?;
-            Some((page, at, &ahead.found))
-        });
-        let wrong = wrong.min_by_key(|&(page, ..)| page);
-        let mismatch = wrong.map(|(page, at, found)| mismatch(&self.model, seen.pass, page, at, found));
+        let ahead = self.pages_ahead(seen, changed)?;
+        let mismatch = self.first_mismatch(seen, &ahead);
         let mut sets = judge_bounds(&surely, &perhaps, harvested, &seen.circumstances);
         sets.missing.or(&missing);
         self.open_steps(seen);
-        Ok(LiveVerdict { surely_written: surely, sets, first_missing, mismatch, pages_ahead: ahead.len() as u64 })
+        Ok(LiveVerdict { surely_written: surely, sets, first_missing, mismatch, pages_ahead: ahead.count() })
     }
 
     fn check_progress<C: ?Sized>(&self, seen: &Observation<'_, C>) -> Result<(), LiveError> {
@@ -246,17 +242,17 @@ impl LiveOracle {
         Ok(())
     }
 
-    /// The pages that differ from the model, among those whose copy may have become wrong: `changed`, where the model
-    /// moved on, and what was copied.
-    fn pages_to_judge<C: PageSource + ?Sized>(
+    /// The workload pages of the copy that differ from the model, among those that may: `changed`, where the model moved
+    /// on, and what was copied.
+    fn pages_ahead<C: PageSource + ?Sized>(
         &self,
         seen: &Observation<'_, C>,
         changed: PageBitmap,
-    ) -> Result<HashMap<u64, PageAhead>, LiveError> {
+    ) -> Result<PageBitmap, LiveError> {
         let len_bytes = self.model.len_bytes();
         assert_eq!(seen.copy.len_bytes(), len_bytes, "a copy has the region's size");
         let mut pages = changed;
-        if len_bytes <= WHOLE_CHECK_BYTES {
+        if len_bytes <= self.whole_check_bytes {
             pages.set_all();
         } else if seen.completed == seen.started_copy {
             for extent in self.model.data_extents()?.into_iter().chain(seen.copy.data_extents()?) {
@@ -265,15 +261,49 @@ impl LiveOracle {
         } else {
             pages.or(&seen.harvested.rescaled(PAGE_BYTES, len_bytes));
         }
-        let mut differing = HashMap::new();
+        let mut ahead = PageBitmap::covering(len_bytes, PAGE_BYTES);
         let mut found = [0; PAGE];
         for page in pages.iter() {
             seen.copy.read(page * PAGE_BYTES, &mut found);
             if self.model.page(page) != found {
-                differing.insert(page, PageAhead::new(found));
+                ahead.set(page);
             }
         }
-        Ok(differing)
+        Ok(ahead)
+    }
+
+    /// The first byte of the pages `ahead` that no write under way explains. The pages are judged in batches, so that
+    /// a copy that is wrong everywhere does not take all memory to say so.
+    fn first_mismatch<C: PageSource + ?Sized>(
+        &self,
+        seen: &Observation<'_, C>,
+        ahead: &PageBitmap,
+    ) -> Option<Mismatch> {
+        let pages: Vec<u64> = ahead.iter().collect();
+        pages.chunks(BATCH_PAGES).find_map(|batch| {
+            let mut judged: HashMap<u64, PageAhead> = HashMap::new();
+            for &page in batch {
+                let mut found = [0; PAGE];
+                seen.copy.read(page * PAGE_BYTES, &mut found);
+                judged.insert(page, PageAhead::new(found));
+            }
+            for (vcpu, (&from, &to)) in (0..).zip(seen.completed.iter().zip(seen.started_copy)) {
+                for step in from..to {
+                    self.model.plan().for_each_write(vcpu, step, |write| {
+                        for page in pages_of(&write, PAGE_BYTES) {
+                            if let Some(judged) = judged.get_mut(&page) {
+                                judged.allow(page, &write);
+                            }
+                        }
+                    });
+                }
+            }
+            batch.iter().find_map(|&page| {
+                let judged = &judged[&page];
+                let at = judged.first_unexplained(self.model.page(page))?;
+                Some(mismatch(&self.model, seen.pass, page, at, &judged.found))
+            })
+        })
     }
 
     /// Notes which steps this pass's harvest may have cut.
