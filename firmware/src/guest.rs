@@ -1,7 +1,7 @@
 //! The guest: boot, then a loop of commands on every vCPU.
 //!
 //! ```text
-//!   entry ─▶ devicetree ─▶ mmu (tables, on) ─▶ heap ─▶ gic ─▶ smp (secondaries) ─▶ command loop ─▶ psci off
+//!   entry (boot table) ─▶ devicetree ─▶ mmu (own tables) ─▶ heap ─▶ gic ─▶ smp (secondaries) ─▶ command loop ─▶ psci off
 //! ```
 //!
 //! - [`entry`], [`image`], [`mmu`], [`cache`], [`exceptions`]: what the architecture asks for;
@@ -53,7 +53,7 @@ pub(crate) struct Machine {
     pub(crate) plan: Plan,
 }
 
-/// The primary vCPU, on its own stack, at EL1, MMU off, with a blank `.bss`. `dtb` is the devicetree's address.
+/// The primary vCPU, on its own stack, at EL1, under the boot table, with a blank `.bss`. `dtb` is the devicetree's address.
 fn primary(dtb: usize) -> ! {
     let devices = devicetree::read(dtb);
     let boot = devices.boot;
@@ -61,12 +61,12 @@ fn primary(dtb: usize) -> ! {
     hypercall::set_transport(transport);
     let features = Features::detect();
     if !features.has_granule(boot.va.granule()) {
-        // There is no way to turn the MMU on, and none is needed to say so.
+        // The boot table is all the translation there will be, and all that is needed to say so.
         command::refuse(0, devices.psci, Outcome::Unsupported { feature: FEATURE_GRANULE });
     }
     let plan = plan(&boot);
     let (space, free) = mmu::build(&boot, &devices, &features, &plan);
-    space.registers().turn_on();
+    space.registers().switch_to();
     heap::init(free);
     if let Some(uart) = devices.uart {
         console::init(uart);

@@ -1,7 +1,7 @@
 //! Cache maintenance by address, and what the cache ID registers say.
 //!
-//! Three places need it: data that passes between a vCPU with its MMU off and one with it on, instructions that the
-//! `code` pattern writes, and DC ZVA's block size.
+//! Three places need it: what a secondary reads before its MMU is on, instructions that the `code` pattern writes, and DC ZVA's
+//! block size.
 #![expect(unsafe_code, reason = "cache maintenance instructions")]
 
 use core::arch::asm;
@@ -21,16 +21,6 @@ fn line_bytes() -> u64 {
 fn lines(range: GuestRange) -> impl Iterator<Item = u64> {
     let line = line_bytes();
     (range.start().raw() & !(line - 1)..range.end().raw()).step_by(line as usize)
-}
-
-/// Drops what the caches hold of `range`, so that memory written with the MMU off is what a cached read sees. For ranges
-/// whose newest bytes are in memory.
-pub(crate) fn invalidate(range: GuestRange) {
-    for line in lines(range) {
-        // SAFETY: the caller's newest bytes are in memory, so dropping the cached ones loses nothing.
-        unsafe { asm!("dc ivac, {}", in(reg) line, options(nostack, preserves_flags)) };
-    }
-    barrier::dsb(SY);
 }
 
 /// Writes what the caches hold of `range` to memory, for a reader with its MMU off.

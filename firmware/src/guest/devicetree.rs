@@ -1,6 +1,6 @@
 //! What the guest takes from the devicetree: the boot block, where the devices are, how PSCI is called, which CPUs there are.
 //!
-//! It is read once, with the MMU off and before there is a heap. A devicetree that lacks something needed is a panic that names it:
+//! It is read once, before there is a heap. A devicetree that lacks something needed is a panic that names it:
 //! the machine is not one that this firmware can run on.
 #![expect(unsafe_code, reason = "the blob is at an address that a register holds")]
 

@@ -1,4 +1,8 @@
-//! First instructions of every vCPU: down to EL1, stacks, a blank `.bss`; then Rust.
+//! First instructions of every vCPU: down to EL1, translation on, stacks, a blank `.bss`; then Rust.
+//!
+//! The primary starts on a table that is part of the image: 1 GiB blocks, everything at its own address. So all Rust code runs with
+//! caches on, where unaligned accesses and exclusives work, and nothing is ever written around the caches. The table has 4K granules,
+//! which every CPU has whatever else it has; [`crate::guest::mmu`] leaves it for the one that the host asked for.
 //!
 //! A vCPU runs on SP_EL0 and takes exceptions on SP_EL1 (EL1t): the two stacks of [`crate::guest::image`]. So an exception that
 //! is caused by a full stack has a good stack to be handled on, with no shuffling in the vectors.
@@ -30,6 +34,18 @@ pub(crate) struct SecondaryContext {
 /// SCTLR_EL1 with MMU and caches off: EnIA… clear, the bits that are RES1 without their features set (DDI 0487 D24.2.175:
 /// LSMAOE, nTLSMD, SPAN, EIS, TSCXT, nTWE, nTWI, EOS).
 pub(crate) const SCTLR_MMU_OFF: u64 = 1 << 29 | 1 << 28 | 1 << 23 | 1 << 22 | 1 << 20 | 1 << 18 | 1 << 16 | 1 << 11;
+
+/// SCTLR_EL1's bits for the MMU, the data and the instruction caches.
+pub(crate) const SCTLR_MMU_AND_CACHES: u64 = 1 | 1 << 2 | 1 << 12;
+const SCTLR_BOOT: u64 = SCTLR_MMU_OFF | SCTLR_MMU_AND_CACHES;
+
+/// TCR_EL1 for the boot table: 39 bits, 4K granule, inner shareable write-back walks, 36-bit physical addresses, no high half.
+const TCR_BOOT: u64 = 25 | 0b01 << 8 | 0b01 << 10 | 0b11 << 12 | 1 << 23 | 1 << 32;
+
+/// Boot table entries: level 1 blocks with the access flag, never executable at EL0. The first is the devices'.
+const BOOT_BLOCK_DEVICE: u64 = 0b01 | 1 << 2 | 1 << 10 | 1 << 53 | 1 << 54;
+const BOOT_BLOCK_TEXT: u64 = 0b01 | 0b11 << 8 | 1 << 10 | 1 << 54;
+const BOOT_BLOCK_DATA: u64 = BOOT_BLOCK_TEXT | 1 << 53;
 
 global_asm!(
     r#"
@@ -103,6 +119,20 @@ _start:
     mov     x19, x0                         // devicetree
     TO_EL1
     msr     tpidr_el1, xzr                  // vCPU 0
+    ldr     x9, ={mair}
+    msr     mair_el1, x9
+    ldr     x9, ={tcr_boot}
+    msr     tcr_el1, x9
+    adrp    x9, boot_table
+    msr     ttbr0_el1, x9
+    isb
+    tlbi    vmalle1
+    ic      iallu
+    dsb     nsh
+    isb
+    ldr     x9, ={sctlr_boot}
+    msr     sctlr_el1, x9                   // identity-mapped: the next instruction is where it was
+    isb
     adrp    x9, __stacks_start              // guard, stack, guard, exception stack
     add     x10, x9, #{stack_bytes}, lsl #12
     add     x10, x10, #{stack_bytes}, lsl #12
@@ -154,9 +184,29 @@ secondary_start:
     udf     #0
     .size secondary_start, . - secondary_start
     .popsection
+
+    // 1 GiB each: devices and region, then RAM; the image lies in the first GiB of RAM.
+    .pushsection .rodata.boot_table, "a"
+    .balign 4096
+boot_table:
+    .quad   {block_device}
+    .quad   {block_text} + (1 << 30)
+    .set    gib, 2
+    .rept   14
+    .quad   {block_data} + (gib << 30)
+    .set    gib, gib + 1
+    .endr
+    .balign 4096
+    .popsection
     "#,
     sctlr_high = const (SCTLR_MMU_OFF >> 16),
     sctlr_low = const (SCTLR_MMU_OFF & 0xffff),
+    mair = const pagetable::MAIR_EL1,
+    tcr_boot = const TCR_BOOT,
+    sctlr_boot = const SCTLR_BOOT,
+    block_device = const BOOT_BLOCK_DEVICE,
+    block_text = const BOOT_BLOCK_TEXT,
+    block_data = const BOOT_BLOCK_DATA,
     stack_bytes = const (crate::guest::image::STACK_BYTES >> 12),
     ctx_vcpu = const offset_of!(SecondaryContext, vcpu),
     ctx_stack = const offset_of!(SecondaryContext, stack_top),

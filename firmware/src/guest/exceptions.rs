@@ -149,7 +149,7 @@ static REPORTING: [AtomicBool; MAX_VCPUS] = [const { AtomicBool::new(false) }; M
 /// Reports the exception to the host; this vCPU is then parked.
 fn report(frame: &Frame) -> ! {
     let vcpu = vcpu_index();
-    // Load and store, no exchange: an exclusive may not work yet, and no other vCPU uses the flag.
+    // Load and store, no exchange: no other vCPU uses the flag.
     if REPORTING[vcpu].load(Ordering::Relaxed) {
         loop {
             aarch64_cpu::asm::wfi();

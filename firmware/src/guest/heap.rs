@@ -7,7 +7,7 @@ use linked_list_allocator::LockedHeap;
 #[global_allocator]
 static HEAP: LockedHeap = LockedHeap::empty();
 
-/// Gives `memory` to the allocator, once, with the MMU on: its lock is an exclusive, which needs cacheable memory.
+/// Gives `memory` to the allocator, once.
 pub(crate) fn init(memory: GuestRange) {
     let mut heap = HEAP.lock();
     // SAFETY: the range is RAM that is mapped writable, and nothing else uses it: image and tables lie below.

@@ -6,19 +6,15 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use aarch64_cpu::asm::barrier::{self, SY};
-use aarch64_cpu::registers::SCTLR_EL1;
+use abi::Gpa;
 use abi::hypercall::{
     Command, ExceptionReport, HVC_FUNCTION, Op, Outcome, PANIC_TEXT_MAX, REG_DOORBELL, REQUEST_ALIGN, REQUEST_MAGIC,
     Request, Status, VERSION, WORDS,
 };
 use abi::map::MAX_VCPUS;
-use abi::{Gpa, GuestRange};
 use smccc::{Call, Hvc};
-use tock_registers::interfaces::Readable;
 use zerocopy::FromZeros;
 use zerocopy::little_endian::U64;
-
-use crate::guest::cache;
 
 /// How requests reach the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +25,7 @@ pub(crate) enum Transport {
     Hvc,
 }
 
-/// The doorbell's address; zero for HVC. A number, not a [`Transport`], so that it needs no lock: it is read with the MMU off, too.
+/// The doorbell's address; zero for HVC. A number, not a [`Transport`], so that it needs no lock.
 static DOORBELL: AtomicU64 = AtomicU64::new(0);
 
 /// A block in the image, one for each vCPU. The host reads and writes it during a call and at no other time.
@@ -68,7 +64,6 @@ pub(crate) fn next(vcpu: usize, outcome: Outcome) -> Command {
 /// Reports an unexpected exception and parks this vCPU for good.
 pub(crate) fn report_exception(vcpu: usize, report: &ExceptionReport) -> ! {
     let at = core::ptr::from_ref(report) as u64;
-    flush_if_uncached(at, size_of::<ExceptionReport>() as u64);
     let _parked_either_way = call(vcpu, Op::Exception, [at, 0, 0, 0, 0, 0, 0, 0]);
     park()
 }
@@ -77,7 +72,6 @@ pub(crate) fn report_exception(vcpu: usize, report: &ExceptionReport) -> ! {
 pub(crate) fn report_panic(vcpu: usize, text: &str) -> ! {
     let len = (text.len() as u64).min(PANIC_TEXT_MAX);
     let at = text.as_ptr() as u64;
-    flush_if_uncached(at, len);
     let _parked_either_way = call(vcpu, Op::Panic, [at, len, 0, 0, 0, 0, 0, 0]);
     park()
 }
@@ -93,7 +87,6 @@ fn call(vcpu: usize, op: Op, args: [u64; WORDS]) -> Result<[u64; WORDS], u32> {
     // SAFETY: the block is this vCPU's, and the host does not touch it between calls.
     unsafe { block.write_volatile(request) };
     let at = block as u64;
-    flush_if_uncached(at, size_of::<Request>() as u64);
     barrier::dsb(SY);
     match DOORBELL.load(Ordering::Relaxed) {
         0 => {
@@ -116,15 +109,6 @@ fn call(vcpu: usize, op: Op, args: [u64; WORDS]) -> Result<[u64; WORDS], u32> {
     let answer = unsafe { block.read_volatile() };
     let status = answer.status.get();
     if Status::from_raw(status) == Some(Status::Ok) { Ok(answer.results.map(U64::get)) } else { Err(status) }
-}
-
-/// With the MMU off stores go around the caches, and the host reads through them: drop what they hold.
-fn flush_if_uncached(at: u64, len_bytes: u64) {
-    if !SCTLR_EL1.is_set(SCTLR_EL1::M)
-        && let Some(range) = GuestRange::new(Gpa::new(at), len_bytes)
-    {
-        cache::invalidate(range);
-    }
 }
 
 /// Nothing is left to do on this vCPU.

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! (`n-1` means 2^(n-1) up in the half.) The region is never at its physical address, and its two writable aliases are used in turn.
-//! Image parts have permissions of their own; guards below stacks are not mapped. The tables are built with the MMU off; nothing is
-//! mapped later: the tables of `tablewalk` are linked from the start, while they are all zeroes.
+//! Image parts have permissions of their own; guards below stacks are not mapped. All is mapped before any
+//! of it is used, while the boot table maps everything to itself; the tables of `tablewalk` are linked from the start, while they are all zeroes.
 //!
 //! Neighbours: `pagetable` writes the descriptors, [`crate::guest::image`] knows the parts.
 #![expect(
@@ -19,22 +19,19 @@
 
 use core::arch::asm;
 
-use aarch64_cpu::asm::barrier::{self, SY};
-use aarch64_cpu::registers::{MAIR_EL1, SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1};
 use abi::boot::{BootInfo, FLAG_REGION_BLOCKS};
 use abi::map::{DEVICE_ALIGN, MAX_VCPUS};
 use abi::{Gpa, GuestRange, VaBits};
 use pagetable::{Attributes, Mapper, Sizes, TableMemory, Va, tcr_el1};
-use tock_registers::interfaces::Writeable;
 use workload::Plan;
 
 use crate::guest::devicetree::Devices;
-use crate::guest::entry::SCTLR_MMU_OFF;
+use crate::guest::entry::{SCTLR_MMU_AND_CACHES, SCTLR_MMU_OFF};
 use crate::guest::features::Features;
-use crate::guest::{cache, image};
+use crate::guest::image;
 
 /// SCTLR_EL1: MMU, data and instruction caches on; what is writable is never executable (WXN).
-const SCTLR_MMU_ON: u64 = SCTLR_MMU_OFF | 1 | 1 << 2 | 1 << 12 | 1 << 19;
+const SCTLR_MMU_ON: u64 = SCTLR_MMU_OFF | SCTLR_MMU_AND_CACHES | 1 << 19;
 /// An alias has the alignment of what it maps up to this, so that every block size fits it as it fits the original.
 const ALIAS_ALIGN: u64 = 1 << 30;
 
@@ -50,17 +47,34 @@ pub(crate) struct TranslationRegisters {
 }
 
 impl TranslationRegisters {
-    /// Turns MMU and caches on, on this vCPU.
-    pub(crate) fn turn_on(&self) {
-        MAIR_EL1.set(self.mair);
-        TCR_EL1.set(self.tcr);
-        TTBR0_EL1.set(self.ttbr0);
-        TTBR1_EL1.set(self.ttbr1);
-        barrier::isb(SY);
-        // SAFETY: drops cached translations and instructions, which were made for another regime.
-        unsafe { asm!("tlbi vmalle1", "ic iallu", "dsb nsh", "isb", options(nostack, preserves_flags)) };
-        SCTLR_EL1.set(self.sctlr);
-        barrier::isb(SY);
+    /// Leaves the boot table for these, on the primary. Granule and VA size may change, so the MMU is off in between: no data
+    /// is touched meanwhile, and instructions are fetched from the same addresses before, in between, and after.
+    pub(crate) fn switch_to(&self) {
+        // SAFETY: what this code can reach is mapped to itself by the boot table and by the new ones, which are complete.
+        unsafe {
+            asm!(
+                "dsb ish",
+                "msr sctlr_el1, {off}",
+                "isb",
+                "msr mair_el1, {mair}",
+                "msr tcr_el1, {tcr}",
+                "msr ttbr0_el1, {ttbr0}",
+                "msr ttbr1_el1, {ttbr1}",
+                "isb",
+                "tlbi vmalle1",
+                "dsb nsh",
+                "isb",
+                "msr sctlr_el1, {on}",
+                "isb",
+                off = in(reg) SCTLR_MMU_OFF,
+                mair = in(reg) self.mair,
+                tcr = in(reg) self.tcr,
+                ttbr0 = in(reg) self.ttbr0,
+                ttbr1 = in(reg) self.ttbr1,
+                on = in(reg) self.sctlr,
+                options(nostack, preserves_flags)
+            );
+        }
     }
 }
 
@@ -134,7 +148,7 @@ fn table_window(va: VaBits, vcpu: usize) -> u64 {
     Va::high_base(va).raw() + (1 << (va.bits() - 3)) + vcpu as u64 * window_bytes
 }
 
-/// Builds the tables, with the MMU off. Gives the address space and the RAM that is left.
+/// Builds the tables, under the boot table. Gives the address space and the RAM that is left.
 ///
 /// # Panics
 /// If RAM is too small for the tables, or the VA size for RAM and region.
@@ -186,8 +200,6 @@ pub(crate) fn build(
         ttbr1: mapper.ttbr1().raw(),
         sctlr: SCTLR_MMU_ON,
     };
-    // What was written so far went around the caches: variables, stacks, tables.
-    cache::invalidate(range(image::data().start(), arena.next));
     (AddressSpace { va, registers, region: boot.region, ram }, range(arena.next, ram.end()))
 }
 
@@ -244,7 +256,7 @@ impl TableMemory for Arena {
 
     fn read(&self, gpa: Gpa) -> u64 {
         let entry = gpa.raw() as *const u64;
-        // SAFETY: the entry lies in a table that `alloc_table` gave; the MMU is off, so its address is physical.
+        // SAFETY: the entry lies in a table that `alloc_table` gave; the boot table maps it to itself.
         unsafe { entry.read_volatile() }
     }
 
