@@ -5,6 +5,7 @@
 //! - [`device`]: doorbell, hypercalls, console;
 //! - [`backend`]: the traits [`backend::Vm`] and [`backend::Vcpu`], and what implements them;
 //! - [`dirty`]: dirty logs; [`pass`]: harvest, copy and digest; [`replicate`]: a region kept equal to a file or a peer;
+//! - [`vcpus`]: executes vCPUs and is their remote control;
 //! - [`report`]: the JSON ledger and what is rendered from it; [`cli`]: the command line.
 
 pub mod backend;
@@ -16,3 +17,4 @@ pub mod memory;
 pub mod pass;
 pub mod replicate;
 pub mod report;
+pub mod vcpus;

@@ -15,6 +15,8 @@
 //!
 //! Neighbours: [`crate::machine`] makes a [`Vm`]; [`crate::vcpus`] runs its vCPUs; `dirty` wraps its log.
 
+pub mod emulator;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -288,7 +290,7 @@ pub trait Vcpu: Send {
     ///
     /// # Errors
     /// [`BackendError::Register`] where there is none.
-    fn get_reg(&self, register: u64) -> Result<u128, BackendError>;
+    fn get_reg(&mut self, register: u64) -> Result<u128, BackendError>;
 
     /// Writes the register of KVM id `register`.
     ///

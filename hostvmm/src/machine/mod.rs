@@ -1,11 +1,13 @@
 //! Builds a machine: checks what is asked for, maps memory, loads the firmware, writes the devicetree, and makes the
 //! accelerator's VM. The only module that names a concrete backend.
 //!
+//! - [`Machine`]: the result, at its first instruction;
 //! - [`MachineConfig`] and [`Layout`]: what is asked for, and where it lies;
 //! - [`Image`]: the firmware's ELF;
 //! - [`devicetree`]: what the guest is told;
 //! - [`Symbols`]: names for the firmware's addresses.
 
+mod builder;
 mod config;
 pub mod devicetree;
 mod loader;
@@ -13,6 +15,7 @@ mod symbols;
 #[cfg(test)]
 pub(crate) mod test_elf;
 
+pub use builder::{BuildError, Machine, Start};
 pub use config::{Clock, ConfigError, Layout, MachineConfig, PHYSICAL_ADDRESS_BITS, Transport, va_bits};
 pub use loader::{Image, LoadError, MAX_FILE_BYTES, MAX_PROGRAM_HEADERS};
 pub use symbols::{Frame, Symbols};

@@ -1,0 +1,251 @@
+//! The emulator behind the traits: [`EmulatorVm`].
+//!
+//! A thin layer: names and errors are translated, nothing is decided here. It keeps a clone of [`GuestMemory`] wherever
+//! the emulator keeps pointers into it, so the mappings outlive the machine.
+#![expect(unsafe_code, reason = "hands the memslots' host pointers to the emulator")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use abi::GuestRange;
+use emulator::config::{ClockMode, Config, RamSlot};
+use emulator::exit::Exit as EmulatorExit;
+use emulator::vm::Machine;
+
+use super::{Accelerator, BackendError, Exit, PlantedFault, Vcpu, Vm};
+use crate::machine::{Clock, Layout, MachineConfig, Start};
+use crate::memory::{GuestMemory, SlotId};
+
+/// Guest nanoseconds per instruction with the instruction clock: a 1 GHz machine that retires one a cycle.
+const NS_PER_INSTRUCTION: u32 = 1;
+
+/// KVM register ids of the general registers that start a vCPU: `KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE |`
+/// the register's offset in `struct kvm_regs` / 4.
+const REG_X0: u64 = 0x6030_0000_0010_0000;
+const REG_PC: u64 = 0x6030_0000_0010_0040;
+
+/// A machine of the embedded emulator.
+pub struct EmulatorVm {
+    machine: Arc<Machine>,
+    memory: GuestMemory,
+    start: Start,
+    logging: AtomicBool,
+}
+
+impl EmulatorVm {
+    /// The machine that `config` and `layout` describe, on the slots of `memory`.
+    ///
+    /// # Errors
+    /// [`BackendError::Refused`] in the emulator's own words.
+    pub fn new(
+        config: &MachineConfig,
+        layout: &Layout,
+        memory: &GuestMemory,
+        start: Start,
+    ) -> Result<Self, BackendError> {
+        let emulator_config = Config {
+            vcpus: config.vcpus,
+            clock: match config.clock {
+                Clock::Wall => ClockMode::Wall,
+                Clock::Icount => ClockMode::Icount { ns_per_instruction: NS_PER_INSTRUCTION },
+            },
+            log_page_shift: layout.log_page_bytes().trailing_zeros(),
+            ..Config::default()
+        };
+        let slots = SlotId::ALL.map(|id| {
+            let slot = memory.slot(id);
+            RamSlot { gpa: slot.range().start(), len_bytes: slot.range().len_bytes(), host: slot.host_base() }
+        });
+        // SAFETY: each slot's pointer is its mapping of that length; the mappings live as long as `memory`, of which
+        // this machine and each of its vCPUs keep a clone; nothing makes Rust references into them.
+        let machine = unsafe { Machine::new(emulator_config, &slots) }.map_err(|error| BackendError::Refused {
+            accelerator: Accelerator::Emulator,
+            reason: error.to_string(),
+        })?;
+        Ok(Self { machine, memory: memory.clone(), start, logging: AtomicBool::new(false) })
+    }
+
+    fn dirty_log_error(reason: impl Into<String>) -> BackendError {
+        BackendError::DirtyLog { accelerator: Accelerator::Emulator, reason: reason.into() }
+    }
+}
+
+impl Vm for EmulatorVm {
+    fn accelerator(&self) -> Accelerator {
+        Accelerator::Emulator
+    }
+
+    fn take_vcpu(&self, index: usize) -> Option<Box<dyn Vcpu>> {
+        let vcpu = self.machine.take_vcpu(index)?;
+        let mut vcpu = EmulatorVcpu {
+            vcpu,
+            icount: matches!(self.machine.config().clock, ClockMode::Icount { .. }),
+            unanswered_write: false,
+            _memory: self.memory.clone(),
+        };
+        if index == 0 {
+            vcpu.set_reg(REG_PC, u128::from(self.start.entry.raw())).ok()?;
+            vcpu.set_reg(REG_X0, u128::from(self.start.devicetree.raw())).ok()?;
+        }
+        Some(Box::new(vcpu))
+    }
+
+    fn kick(&self, index: usize) {
+        self.machine.kick(index);
+    }
+
+    fn set_irq_line(&self, intid: u32, level: bool) {
+        // The PL011's line is the only one and is an SPI; the emulator refuses others.
+        let _ = self.machine.set_spi(intid, level);
+    }
+
+    fn mark_dirty(&self, range: GuestRange) {
+        self.machine.mark_dirty(range.start(), range.len_bytes());
+    }
+
+    fn log_page_bytes(&self) -> u64 {
+        1 << self.machine.config().log_page_shift
+    }
+
+    fn start_dirty_log(&self) -> Result<(), BackendError> {
+        if self.logging.swap(true, Ordering::SeqCst) {
+            return Err(Self::dirty_log_error("it runs already"));
+        }
+        self.machine.start_dirty_log();
+        Ok(())
+    }
+
+    fn stop_dirty_log(&self) -> Result<(), BackendError> {
+        if !self.logging.swap(false, Ordering::SeqCst) {
+            return Err(Self::dirty_log_error("it does not run"));
+        }
+        self.machine.stop_dirty_log();
+        Ok(())
+    }
+
+    fn harvest_dirty(&self, slot: SlotId, bitmap: &mut [u64]) -> Result<(), BackendError> {
+        if !self.logging.load(Ordering::SeqCst) {
+            return Err(Self::dirty_log_error("it does not run"));
+        }
+        self.machine.harvest(slot.index(), bitmap).map_err(|error| Self::dirty_log_error(error.to_string()))
+    }
+
+    fn plant(&self, fault: PlantedFault) -> Result<(), BackendError> {
+        use emulator::dirty::PlantedFault as Planted;
+        self.machine.dirty().plant(match fault {
+            PlantedFault::SkipPage { gpa } => Planted::NeverMark { gpa },
+            PlantedFault::StaleTag { gpa, harvest } => Planted::KeepStaleTag { gpa, harvest },
+            PlantedFault::DropBit { gpa, harvest } => Planted::DropAtHarvest { gpa, harvest },
+        });
+        Ok(())
+    }
+
+    fn now_ticks(&self) -> u64 {
+        self.machine.now_ticks()
+    }
+
+    fn ticks_per_second(&self) -> u64 {
+        u64::from(self.machine.config().cntfrq_hz)
+    }
+
+    fn warp_to_next_deadline(&self) -> Result<bool, BackendError> {
+        match self.machine.config().clock {
+            ClockMode::Icount { .. } => Ok(self.machine.warp_to_next_deadline()),
+            ClockMode::Wall => Err(BackendError::Unsupported {
+                accelerator: Accelerator::Emulator,
+                what: "move time that follows the host's clock",
+            }),
+        }
+    }
+}
+
+/// One vCPU of the emulator.
+struct EmulatorVcpu {
+    vcpu: emulator::vcpu::Vcpu,
+    icount: bool,
+    /// The last exit was a store, which the emulator wants acknowledged before it goes on.
+    unanswered_write: bool,
+    /// The vCPU holds pointers into it.
+    _memory: GuestMemory,
+}
+
+impl EmulatorVcpu {
+    /// x0 to x30 and the program counter.
+    fn general(&mut self, register: u64) -> Result<&mut u64, BackendError> {
+        let unknown = self.register_error(register, "it is not a general register".into());
+        let cpu = self.vcpu.cpu();
+        match register.checked_sub(REG_X0) {
+            Some(_) if register == REG_PC => Ok(&mut cpu.pc),
+            Some(offset) if offset < 62 && offset % 2 == 0 => Ok(&mut cpu.x[offset as usize / 2]),
+            _ => Err(unknown),
+        }
+    }
+
+    fn register_error(&self, register: u64, reason: String) -> BackendError {
+        BackendError::Register { vcpu: self.vcpu.index(), accelerator: Accelerator::Emulator, register, reason }
+    }
+}
+
+impl Vcpu for EmulatorVcpu {
+    fn index(&self) -> usize {
+        self.vcpu.index()
+    }
+
+    fn run(&mut self, budget: Option<u64>) -> Result<Exit, BackendError> {
+        if std::mem::take(&mut self.unanswered_write) {
+            self.vcpu.complete_mmio(0);
+        }
+        let exit = match (budget, self.icount) {
+            (Some(instructions), true) => self.vcpu.run_for(instructions),
+            (None, false) => self.vcpu.run(),
+            (Some(_), false) => {
+                let what = "count instructions with the wall clock";
+                return Err(BackendError::Unsupported { accelerator: Accelerator::Emulator, what });
+            }
+            (None, true) => {
+                let what = "run without a budget with the instruction clock";
+                return Err(BackendError::Unsupported { accelerator: Accelerator::Emulator, what });
+            }
+        };
+        Ok(match exit {
+            EmulatorExit::MmioRead { gpa, len_bytes } => Exit::MmioRead { gpa, len_bytes },
+            EmulatorExit::MmioWrite { gpa, len_bytes, data } => {
+                self.unanswered_write = true;
+                Exit::MmioWrite { gpa, len_bytes, data }
+            }
+            EmulatorExit::Hvc { function, args } => Exit::Hvc { function: u64::from(function), args },
+            EmulatorExit::Kicked => Exit::Kicked,
+            EmulatorExit::Budget => Exit::Budget,
+            EmulatorExit::Idle => Exit::Idle,
+            EmulatorExit::SystemOff => Exit::SystemOff,
+            EmulatorExit::SystemReset => Exit::SystemReset,
+            EmulatorExit::CpuOff => Exit::CpuOff,
+            EmulatorExit::Error(error) => {
+                return Err(BackendError::Run { vcpu: self.vcpu.index(), reason: error.to_string() });
+            }
+        })
+    }
+
+    fn complete_mmio_read(&mut self, data: u64) {
+        self.vcpu.complete_mmio(data);
+    }
+
+    fn complete_hvc(&mut self, results: [u64; 4]) {
+        self.vcpu.complete_hvc(results);
+    }
+
+    fn get_reg(&mut self, register: u64) -> Result<u128, BackendError> {
+        self.general(register).map(|value| u128::from(*value))
+    }
+
+    fn set_reg(&mut self, register: u64, value: u128) -> Result<(), BackendError> {
+        let value = u64::try_from(value)
+            .map_err(|_| self.register_error(register, "the value has more than 64 bits".into()))?;
+        *self.general(register)? = value;
+        Ok(())
+    }
+
+    fn instructions(&self) -> Option<u64> {
+        self.icount.then(|| self.vcpu.retired())
+    }
+}

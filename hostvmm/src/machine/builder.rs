@@ -1,0 +1,110 @@
+//! From a checked configuration and a checked ELF to a machine that can run: [`Machine`].
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use abi::Gpa;
+
+use super::config::{ConfigError, Layout, MachineConfig};
+use super::devicetree::{self, DeviceTreeError};
+use super::loader::{Image, LoadError};
+use crate::backend::emulator::EmulatorVm;
+use crate::backend::{Accelerator, BackendError, Unavailable, VmHandle, why_no_kvm};
+use crate::memory::{GuestMemory, MemoryError, ShareFile};
+
+/// Why a machine could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// What was asked for makes no machine.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The firmware does not fit the machine.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Memory could not be had.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// No devicetree could be made.
+    #[error(transparent)]
+    DeviceTree(#[from] DeviceTreeError),
+    /// The accelerator refused.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The host lacks the accelerator: skip, do not fail.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// A machine at its first instruction.
+pub struct Machine {
+    config: MachineConfig,
+    layout: Layout,
+    memory: GuestMemory,
+    vm: VmHandle,
+    firmware: PathBuf,
+}
+
+impl Machine {
+    /// Builds the machine that `config` asks for, with `image` and its devicetree in RAM and vCPU 0 at the entry.
+    ///
+    /// Everything is checked before memory is mapped or a share file is touched.
+    ///
+    /// # Errors
+    /// [`BuildError`], of which [`BuildError::Unavailable`] means "skipped".
+    pub fn build(config: &MachineConfig, image: &Image) -> Result<Self, BuildError> {
+        let layout = config.layout()?;
+        if config.accelerator == Accelerator::Kvm {
+            return Err(why_no_kvm().into());
+        }
+        image.check_fits(layout.ram())?;
+        let boot = config.boot_info(&layout);
+        let blob = devicetree::build(&boot)?;
+        let share = config.share.as_deref().map(ShareFile::open).transpose()?;
+        let memory = GuestMemory::new(layout.ram(), layout.region(), share)?;
+        image.load(&memory)?;
+        let devicetree = layout.ram().start();
+        memory.write(devicetree, &blob)?;
+        let vm = EmulatorVm::new(config, &layout, &memory, Start { entry: image.entry(), devicetree })?;
+        Ok(Self {
+            config: config.clone(),
+            layout,
+            memory,
+            vm: Arc::new(vm),
+            firmware: image.path().to_owned(),
+        })
+    }
+
+    /// What it was built from.
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    /// Where RAM and region lie.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// What executes it.
+    pub fn vm(&self) -> VmHandle {
+        Arc::clone(&self.vm)
+    }
+
+    /// The ELF it was loaded from, for symbols.
+    pub fn firmware(&self) -> &Path {
+        &self.firmware
+    }
+}
+
+/// How vCPU 0 starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    /// Its program counter.
+    pub entry: Gpa,
+    /// Its x0.
+    pub devicetree: Gpa,
+}

@@ -1,0 +1,275 @@
+//! The state of every vCPU under one lock, shared by the controller and the threads that execute: [`Shared`].
+
+use std::path::PathBuf;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use abi::Gpa;
+use abi::hypercall::{Command, Status};
+
+use super::mailbox::{Mailbox, Wait};
+use super::{Event, VcpusError, Word};
+use crate::backend::{Vm, VmHandle};
+use crate::device::hypercall::{Phase, answer};
+use crate::device::log_budget::LogBudget;
+use crate::device::pl011::Pl011;
+use crate::machine::Machine;
+use crate::memory::GuestMemory;
+
+/// Lines that each vCPU can make the host log.
+const LOG_LINES: u32 = 16;
+
+/// How a hypercall came, and so how its answer returns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Via {
+    /// A store to the doorbell: the answer is in the block.
+    Doorbell,
+    /// HVC: the status goes to x0, too.
+    Hvc,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum State {
+    /// A thread executes it, or is about to.
+    Running,
+    /// It may run as soon as nothing is paused; an HVC is to be completed first.
+    Held { complete: Option<Via> },
+    /// Its hypercall waits for an answer.
+    Parked { request: Gpa, via: Via },
+    /// It executes nothing any more.
+    Ended,
+}
+
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub(super) state: State,
+    pub(super) phase: Phase,
+    pub(super) progress: Option<Gpa>,
+    pub(super) log: LogBudget,
+}
+
+#[derive(Debug)]
+pub(super) struct Control {
+    pub(super) seats: Vec<Seat>,
+    pub(super) paused: bool,
+    pub(super) stopping: bool,
+    /// Icount: instructions left before everything pauses.
+    pub(super) slice: Option<u64>,
+    /// Icount: the thread has nothing to execute and waits.
+    pub(super) quiescent: bool,
+}
+
+impl Control {
+    /// Whether nothing executes and nothing will before the controller says so.
+    fn is_still(&self) -> bool {
+        self.quiescent || self.stopping || self.seats.iter().all(|seat| self.is_seat_still(seat))
+    }
+
+    fn is_seat_still(&self, seat: &Seat) -> bool {
+        match seat.state {
+            State::Running => false,
+            State::Held { .. } => self.paused,
+            State::Parked { .. } | State::Ended => true,
+        }
+    }
+}
+
+/// What the controller and the executing threads share.
+pub(super) struct Shared {
+    vm: VmHandle,
+    memory: GuestMemory,
+    firmware: PathBuf,
+    control: Mutex<Control>,
+    changed: Condvar,
+    uart: Mutex<Pl011>,
+    mailbox: Mailbox,
+}
+
+impl Shared {
+    pub(super) fn new(machine: &Machine) -> Self {
+        Self::with(machine.vm(), machine.memory().clone(), machine.firmware().to_owned(), machine.config().vcpus)
+    }
+
+    pub(super) fn with(vm: VmHandle, memory: GuestMemory, firmware: PathBuf, vcpus: usize) -> Self {
+        let seat = || Seat {
+            state: State::Held { complete: None },
+            phase: Phase::Fresh,
+            progress: None,
+            log: LogBudget::new(LOG_LINES),
+        };
+        let seats = (0..vcpus).map(|_| seat()).collect();
+        let control = Control { seats, paused: false, stopping: false, slice: None, quiescent: false };
+        Self {
+            vm,
+            memory,
+            firmware,
+            control: Mutex::new(control),
+            changed: Condvar::new(),
+            uart: Mutex::default(),
+            mailbox: Mailbox::default(),
+        }
+    }
+
+    pub(super) fn vm(&self) -> &dyn Vm {
+        self.vm.as_ref()
+    }
+
+    pub(super) fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    pub(super) fn firmware(&self) -> &std::path::Path {
+        &self.firmware
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn uart(&self) -> MutexGuard<'_, Pl011> {
+        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until another thread has changed the control state.
+    pub(super) fn wait_change<'a>(&self, control: MutexGuard<'a, Control>) -> MutexGuard<'a, Control> {
+        self.changed.wait(control).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells waiting threads that the control state has changed.
+    pub(super) fn announce(&self) {
+        self.changed.notify_all();
+    }
+
+    pub(super) fn post(&self, event: Event) {
+        self.mailbox.post(event);
+    }
+
+    pub(super) fn wait_event(&self, timeout: Option<Duration>) -> Wait {
+        self.mailbox.wait(timeout)
+    }
+
+    pub(super) fn interrupt(&self) {
+        self.mailbox.interrupt();
+        // Taken and released so that a waiter between its check and its wait cannot miss the announcement.
+        drop(self.lock());
+        self.announce();
+    }
+
+    pub(super) fn progress_slot(&self, vcpu: usize) -> Option<Gpa> {
+        self.lock().seats.get(vcpu)?.progress
+    }
+
+    /// Waits until nothing executes.
+    pub(super) fn wait_still(&self) -> Result<(), VcpusError> {
+        let mut control = self.lock();
+        while !control.is_still() {
+            if self.mailbox.take_interrupt() {
+                control.paused = true;
+                drop(control);
+                self.pause();
+                return Err(VcpusError::Interrupted);
+            }
+            control = self.wait_change(control);
+        }
+        Ok(())
+    }
+
+    pub(super) fn command_all(&self, commands: &[(usize, Command)]) -> Result<(), VcpusError> {
+        let mut control = self.lock();
+        let parked = |control: &Control, vcpu: usize| match control.seats.get(vcpu).map(|seat| seat.state) {
+            Some(State::Parked { request, via }) => Some((request, via)),
+            _ => None,
+        };
+        if let Some(&(vcpu, command)) = commands.iter().find(|(vcpu, _)| parked(&control, *vcpu).is_none()) {
+            return Err(VcpusError::NotParked { vcpu, command });
+        }
+        for &(vcpu, command) in commands {
+            let (request, via) = parked(&control, vcpu).ok_or(VcpusError::NotParked { vcpu, command })?;
+            if let Some(slot) = control.seats[vcpu].progress {
+                self.store_stop(vcpu, slot, 0)?;
+            }
+            let written = answer(&self.memory, request, Status::Ok, command.encode())
+                .map_err(|source| VcpusError::Memory { vcpu, source })?;
+            if let Some(range) = written {
+                self.vm.mark_dirty(range);
+            }
+            let seat = &mut control.seats[vcpu];
+            seat.phase = Phase::Executing(command);
+            seat.state = State::Held { complete: Some(via) };
+        }
+        control.quiescent = false;
+        drop(control);
+        self.announce();
+        Ok(())
+    }
+
+    pub(super) fn store_stop(&self, vcpu: usize, slot: Gpa, value: u64) -> Result<(), VcpusError> {
+        let word = Word::stop(slot);
+        self.memory.store_u64(word.gpa(vcpu)?, value).map_err(|source| VcpusError::Memory { vcpu, source })?;
+        if let Some(range) = word.range(vcpu)? {
+            self.vm.mark_dirty(range);
+        }
+        Ok(())
+    }
+
+    pub(super) fn pause(&self) {
+        let mut control = self.lock();
+        control.paused = true;
+        control.slice = None;
+        for vcpu in 0..control.seats.len() {
+            self.vm.kick(vcpu);
+        }
+        self.announce();
+        while !control.is_still() {
+            control = self.wait_change(control);
+        }
+    }
+
+    pub(super) fn resume(&self, slice: Option<u64>) {
+        let mut control = self.lock();
+        control.paused = false;
+        control.slice = slice;
+        control.quiescent = false;
+        drop(control);
+        self.announce();
+    }
+
+    /// Ends a slice; returns whether all its instructions were executed.
+    pub(super) fn end_slice(&self) -> bool {
+        let mut control = self.lock();
+        let finished = control.slice == Some(0);
+        control.slice = None;
+        control.paused = true;
+        finished
+    }
+
+    pub(super) fn stop(&self) {
+        let mut control = self.lock();
+        control.stopping = true;
+        for vcpu in 0..control.seats.len() {
+            self.vm.kick(vcpu);
+        }
+        drop(control);
+        self.announce();
+    }
+
+    pub(super) fn end_seat(&self, vcpu: usize) {
+        self.lock().seats[vcpu].state = State::Ended;
+        self.announce();
+    }
+
+    /// Posts a diagnostic if this vCPU's budget of lines allows.
+    pub(super) fn diagnose(&self, vcpu: usize, text: impl FnOnce() -> String) {
+        let line = self.lock().seats[vcpu].log.line(|| format!("vCPU {vcpu}: {}", text()));
+        if let Some(line) = line {
+            self.post(Event::Diagnostic(line));
+        }
+    }
+
+    pub(super) fn flush_console(&self) {
+        let partial = self.uart().take_partial_line();
+        if let Some(line) = partial {
+            self.post(Event::Console(line));
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! Executes a machine's vCPUs and is their remote control: [`Vcpus`].
+//!
+//! With the wall clock each vCPU has a thread ([`wall`]); with the instruction clock one thread gives them turns of a
+//! fixed number of instructions ([`turns`]). Either way a vCPU is in one of these states, kept under one lock
+//! ([`control`]):
+//!
+//! ```text
+//!             NEXT                 command()                not paused
+//!   Running ────────▶ Parked ─────────────────▶ Held ◀────────────────▶ Running
+//!      │                                               pause(): kicked
+//!      └── exception, panic, SYSTEM_OFF, error ──▶ Ended
+//! ```
+//!
+//! A parked vCPU is one whose hypercall has not been answered: it executes nothing. `pause` stops the others between two
+//! instructions. What the guest does is told by [`Event`]s. In icount mode a run repeats bit for bit if commands are given
+//! only while every vCPU is parked or paused; [`Vcpus::command_all`] waits for that by itself and gives several
+//! commands at once, so that no vCPU starts before the others are commanded.
+//!
+//! Neighbours: [`crate::machine`] makes what runs here; `pass` and `verify` are the controllers; [`crate::device`]
+//! judges what a guest asks for.
+
+mod control;
+mod exits;
+mod mailbox;
+#[cfg(test)]
+mod script;
+#[cfg(test)]
+mod tests;
+mod turns;
+mod wall;
+
+use std::fmt;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use abi::hypercall::{Command, ExceptionReport, Outcome, PROGRESS_COMPLETED, PROGRESS_STARTED, PROGRESS_STOP};
+use abi::{Gpa, GuestRange};
+
+use crate::backend::{BackendError, Vcpu};
+use crate::machine::{Clock, Frame, Machine};
+use crate::memory::MemoryError;
+use control::Shared;
+pub use mailbox::Wait;
+
+/// Something that a guest did.
+#[derive(Debug)]
+pub enum Event {
+    /// A vCPU handed over the outcome of its last command and waits for the next one.
+    Parked {
+        /// Which.
+        vcpu: usize,
+        /// Of what.
+        outcome: Outcome,
+    },
+    /// A line on the console.
+    Console(String),
+    /// Something odd that the guest did and was told no, or that had no effect. Bounded in number.
+    Diagnostic(String),
+    /// An unexpected exception in the guest; the vCPU is dead.
+    Exception(Box<GuestException>),
+    /// A panic of the firmware; the vCPU is dead.
+    Panic {
+        /// Which vCPU.
+        vcpu: usize,
+        /// What it said.
+        text: String,
+    },
+    /// The guest turned this vCPU off.
+    CpuOff {
+        /// Which.
+        vcpu: usize,
+    },
+    /// The guest turned the machine off.
+    SystemOff,
+    /// The guest asked for a reset.
+    SystemReset,
+    /// The accelerator cannot run this vCPU on.
+    Error {
+        /// Which.
+        vcpu: usize,
+        /// Why.
+        error: BackendError,
+    },
+}
+
+impl Event {
+    /// Whether a guest can cause any number of them without being commanded.
+    fn is_line(&self) -> bool {
+        matches!(self, Self::Console(_) | Self::Diagnostic(_) | Self::CpuOff { .. })
+    }
+}
+
+/// An unexpected exception in the guest, with names for its addresses.
+#[derive(Clone, Debug)]
+pub struct GuestException {
+    /// Which vCPU.
+    pub vcpu: usize,
+    /// As the guest reported it.
+    pub report: ExceptionReport,
+    /// Where it happened and the callers, innermost first.
+    pub backtrace: Vec<Frame>,
+}
+
+impl fmt::Display for GuestException {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = &self.report;
+        writeln!(
+            f,
+            "unexpected exception on vCPU {}: vector {:#05x} ESR {:#010x} (EC {:#04x}) FAR {:#x} ELR {:#x} SPSR {:#x} SP {:#x}",
+            self.vcpu,
+            report.vector.get(),
+            report.esr.get(),
+            report.esr.get() >> 26 & 0x3f,
+            report.far.get(),
+            report.elr.get(),
+            report.spsr.get(),
+            report.sp.get(),
+        )?;
+        for (row, registers) in report.x.chunks(4).enumerate() {
+            for (column, value) in registers.iter().enumerate() {
+                write!(f, "  x{:<2} {:#018x}", row * 4 + column, value.get())?;
+            }
+            writeln!(f)?;
+        }
+        for (depth, frame) in self.backtrace.iter().enumerate() {
+            writeln!(f, "  #{depth} {frame}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A control call that could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpusError {
+    /// There is no such vCPU, or it is already run by someone else.
+    #[error("there is no vCPU {vcpu} to run")]
+    NoVcpu {
+        /// Which.
+        vcpu: usize,
+    },
+    /// A command for a vCPU that does not wait for one.
+    #[error("vCPU {vcpu} is not parked, it cannot be given {command:?}")]
+    NotParked {
+        /// Which.
+        vcpu: usize,
+        /// The command.
+        command: Command,
+    },
+    /// A vCPU that has not told where its progress slot is.
+    #[error("vCPU {vcpu} has not reported where its progress is published")]
+    NoProgress {
+        /// Which.
+        vcpu: usize,
+    },
+    /// Only the instruction clock has slices.
+    #[error("running for a number of instructions needs --clock icount")]
+    NeedsIcount,
+    /// The wait was interrupted from outside.
+    #[error("interrupted")]
+    Interrupted,
+    /// Guest memory refused an access that had been checked.
+    #[error("vCPU {vcpu}: {source}")]
+    Memory {
+        /// Which.
+        vcpu: usize,
+        /// Why.
+        source: MemoryError,
+    },
+    /// The host refused a thread.
+    #[error("cannot start a thread for vCPU {vcpu}: {source}")]
+    Thread {
+        /// Which.
+        vcpu: usize,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// How far a vCPU is in its steps, counted from step 0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Progress {
+    /// Steps begun.
+    pub started: u64,
+    /// Steps completed: every byte of them is visible to who read this.
+    pub completed: u64,
+}
+
+/// Why [`Vcpus::run_slice`] returned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SliceEnd {
+    /// Exactly so many instructions were executed; the vCPUs are paused.
+    Instructions,
+    /// Nothing is left to execute: every vCPU is parked, off, or ended.
+    Quiescent,
+}
+
+/// The vCPUs of a running machine. Dropping it stops and joins every thread.
+pub struct Vcpus {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    clock: Clock,
+}
+
+/// Interrupts waits from another thread.
+#[derive(Clone)]
+pub struct Interrupter {
+    shared: Arc<Shared>,
+}
+
+impl Interrupter {
+    /// Makes the controller's current wait, or its next one, return as interrupted. Not for signal handlers
+    /// themselves (it takes a lock): call it from the thread that waits for signals.
+    pub fn interrupt(&self) {
+        self.shared.interrupt();
+    }
+}
+
+impl Vcpus {
+    /// Starts every vCPU of `machine`. vCPU 0 begins at the firmware's entry, the others when it turns them on.
+    ///
+    /// # Errors
+    /// [`VcpusError::NoVcpu`] where the machine's vCPUs run already, [`VcpusError::Thread`] where the host refuses.
+    pub fn start(machine: &Machine) -> Result<Self, VcpusError> {
+        let shared = Arc::new(Shared::new(machine));
+        Self::start_on(shared, machine.config().clock, machine.config().vcpus)
+    }
+
+    fn start_on(shared: Arc<Shared>, clock: Clock, count: usize) -> Result<Self, VcpusError> {
+        let mut taken: Vec<Box<dyn Vcpu>> = Vec::new();
+        for vcpu in 0..count {
+            taken.push(shared.vm().take_vcpu(vcpu).ok_or(VcpusError::NoVcpu { vcpu })?);
+        }
+        let mut vcpus = Self { shared, threads: Vec::new(), clock };
+        match clock {
+            Clock::Wall => {
+                for vcpu in taken {
+                    let shared = Arc::clone(&vcpus.shared);
+                    let index = vcpu.index();
+                    vcpus.spawn(index, format!("vcpu{index}"), move || wall::run(&shared, vcpu))?;
+                }
+            }
+            Clock::Icount => {
+                let shared = Arc::clone(&vcpus.shared);
+                vcpus.spawn(0, "vcpus".into(), move || turns::run(&shared, taken))?;
+            }
+        }
+        Ok(vcpus)
+    }
+
+    fn spawn(&mut self, vcpu: usize, name: String, body: impl FnOnce() + Send + 'static) -> Result<(), VcpusError> {
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(body)
+            .map_err(|source| VcpusError::Thread { vcpu, source })?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Waits for the next event. A timeout is for noticing a guest that no longer lives, not for synchronisation.
+    pub fn wait_event(&self, timeout: Option<Duration>) -> Wait {
+        self.shared.wait_event(timeout)
+    }
+
+    /// Something that interrupts this controller's waits.
+    pub fn interrupter(&self) -> Interrupter {
+        Interrupter { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Gives a parked vCPU its next command. It runs on at once, or after [`Vcpus::resume`] where paused.
+    ///
+    /// # Errors
+    /// As [`Vcpus::command_all`].
+    pub fn command(&self, vcpu: usize, command: Command) -> Result<(), VcpusError> {
+        self.command_all(&[(vcpu, command)])
+    }
+
+    /// Gives several parked vCPUs their next commands at once: none runs on before all have theirs.
+    ///
+    /// # Errors
+    /// [`VcpusError::NotParked`] where one does not wait for a command (then none is given any),
+    /// [`VcpusError::Interrupted`] where another vCPU still runs on the instruction clock and the wait for it was
+    /// interrupted, [`VcpusError::Memory`] for a request block that is gone.
+    pub fn command_all(&self, commands: &[(usize, Command)]) -> Result<(), VcpusError> {
+        if self.clock == Clock::Icount {
+            self.shared.wait_still()?;
+        }
+        self.shared.command_all(commands)
+    }
+
+    /// Stops every vCPU between two instructions and returns when none executes anything.
+    pub fn pause(&self) {
+        self.shared.pause();
+    }
+
+    /// Lets paused vCPUs run on.
+    pub fn resume(&self) {
+        self.shared.resume(None);
+    }
+
+    /// Runs the vCPUs for exactly `instructions` in total, then pauses them: the deterministic way to let a live guest
+    /// run between two harvests.
+    ///
+    /// # Errors
+    /// [`VcpusError::NeedsIcount`] with the wall clock, [`VcpusError::Interrupted`] (then the vCPUs are paused).
+    pub fn run_slice(&self, instructions: u64) -> Result<SliceEnd, VcpusError> {
+        if self.clock != Clock::Icount {
+            return Err(VcpusError::NeedsIcount);
+        }
+        self.shared.resume(Some(instructions));
+        let still = self.shared.wait_still();
+        let finished = self.shared.end_slice();
+        still?;
+        Ok(if finished { SliceEnd::Instructions } else { SliceEnd::Quiescent })
+    }
+
+    /// How far `vcpu` is.
+    ///
+    /// # Errors
+    /// [`VcpusError::NoProgress`] before its first call.
+    pub fn progress(&self, vcpu: usize) -> Result<Progress, VcpusError> {
+        let slot = self.progress_slot(vcpu)?;
+        // `completed` first: the guest may finish the step in between, and `completed <= started` must hold.
+        let completed = self.load(vcpu, slot, PROGRESS_COMPLETED)?;
+        let started = self.load(vcpu, slot, PROGRESS_STARTED)?;
+        Ok(Progress { started, completed })
+    }
+
+    /// Asks `vcpu` to end its steps at the next step's boundary. The next command withdraws it.
+    ///
+    /// # Errors
+    /// [`VcpusError::NoProgress`] before its first call.
+    pub fn request_stop(&self, vcpu: usize) -> Result<(), VcpusError> {
+        let slot = self.progress_slot(vcpu)?;
+        self.shared.store_stop(vcpu, slot, 1)
+    }
+
+    /// Stops and joins every thread, also of a guest that loops without end. Events left are still there to fetch.
+    pub fn shutdown(&mut self) {
+        self.shared.stop();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                self.shared.post(Event::Diagnostic("a vCPU thread panicked".into()));
+            }
+        }
+        self.shared.flush_console();
+    }
+
+    fn progress_slot(&self, vcpu: usize) -> Result<Gpa, VcpusError> {
+        self.shared.progress_slot(vcpu).ok_or(VcpusError::NoProgress { vcpu })
+    }
+
+    fn load(&self, vcpu: usize, slot: Gpa, offset: u64) -> Result<u64, VcpusError> {
+        let word = Word { slot, offset };
+        self.shared
+            .memory()
+            .load_u64(word.gpa(vcpu)?)
+            .map_err(|source| VcpusError::Memory { vcpu, source })
+    }
+}
+
+impl Drop for Vcpus {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+/// A 64-bit word of a progress slot.
+#[derive(Clone, Copy)]
+struct Word {
+    slot: Gpa,
+    offset: u64,
+}
+
+impl Word {
+    const fn stop(slot: Gpa) -> Self {
+        Self { slot, offset: PROGRESS_STOP }
+    }
+
+    fn gpa(self, vcpu: usize) -> Result<Gpa, VcpusError> {
+        self.slot.checked_add(self.offset).ok_or(VcpusError::Memory {
+            vcpu,
+            source: MemoryError::OutOfBounds { gpa: self.slot, len_bytes: self.offset },
+        })
+    }
+
+    fn range(self, vcpu: usize) -> Result<Option<GuestRange>, VcpusError> {
+        Ok(GuestRange::new(self.gpa(vcpu)?, 8))
+    }
+}

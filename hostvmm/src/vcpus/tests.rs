@@ -1,0 +1,214 @@
+//! Tests of [`super::Vcpus`] against scripted vCPUs.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use abi::hypercall::{Command, HVC_FUNCTION, Outcome};
+use abi::{Gpa, map};
+
+use super::control::Shared;
+use super::script::{ScriptVm, Stage};
+use super::{Event, SliceEnd, Vcpus, VcpusError, Wait};
+use crate::backend::Exit;
+use crate::machine::Clock;
+
+/// Only reached by a test that has already failed.
+const LIVENESS: Duration = Duration::from_secs(20);
+
+fn start(vm: &Arc<ScriptVm>, clock: Clock, vcpus: usize) -> Vcpus {
+    let handle: Arc<dyn crate::backend::Vm> = Arc::clone(vm) as _;
+    let shared = Shared::with(handle, vm.memory().clone(), "none.elf".into(), vcpus);
+    Vcpus::start_on(Arc::new(shared), clock, vcpus).unwrap()
+}
+
+fn event(vcpus: &Vcpus) -> Event {
+    match vcpus.wait_event(Some(LIVENESS)) {
+        Wait::Event(event) => event,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn parked(vcpus: &Vcpus, count: usize) -> Vec<(usize, Outcome)> {
+    let mut outcomes: Vec<_> = (0..count)
+        .map(|_| match event(vcpus) {
+            Event::Parked { vcpu, outcome } => (vcpu, outcome),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    outcomes.sort_by_key(|(vcpu, _)| *vcpu);
+    outcomes
+}
+
+/// A guest that obeys: says Ready, answers RunSteps by Ran, and turns itself off on Stop.
+fn obedient() -> Box<dyn FnMut(&mut Stage<'_>) -> Exit + Send> {
+    let mut called = false;
+    Box::new(move |stage| {
+        if !called {
+            called = true;
+            let progress = stage.progress_slot();
+            return stage.next(Outcome::Ready { progress });
+        }
+        match stage.command() {
+            Command::RunSteps { first, count } => {
+                stage.memory.store_u64(stage.progress_slot(), first + count).unwrap();
+                let completed = stage.progress_slot().checked_add(8).unwrap();
+                stage.memory.store_u64(completed, first + count).unwrap();
+                stage.next(Outcome::Ran { next: first + count })
+            }
+            _ if stage.vcpu == 0 => Exit::SystemOff,
+            _ => Exit::CpuOff,
+        }
+    })
+}
+
+fn both_clocks(test: impl Fn(Clock)) {
+    test(Clock::Wall);
+    test(Clock::Icount);
+}
+
+#[test]
+fn vcpus_park_are_commanded_and_stop() {
+    both_clocks(|clock| {
+        let vm = ScriptVm::new(vec![obedient(), obedient(), obedient()]);
+        let mut vcpus = start(&vm, clock, 3);
+        for (_, outcome) in parked(&vcpus, 3) {
+            assert!(matches!(outcome, Outcome::Ready { .. }));
+        }
+        let command = Command::RunSteps { first: 4, count: 3 };
+        vcpus.command_all(&[(0, command), (1, command), (2, command)]).unwrap();
+        assert_eq!(parked(&vcpus, 3), (0..3).map(|vcpu| (vcpu, Outcome::Ran { next: 7 })).collect::<Vec<_>>());
+        let progress = vcpus.progress(2).unwrap();
+        assert_eq!((progress.started, progress.completed), (7, 7));
+        vcpus.command_all(&[(0, Command::Stop)]).unwrap();
+        assert!(matches!(event(&vcpus), Event::SystemOff));
+        vcpus.shutdown();
+        assert!(!vm.marked.lock().unwrap().is_empty(), "the host's own writes are told to the dirty log");
+    });
+}
+
+#[test]
+fn a_command_for_a_vcpu_that_does_not_wait_is_refused_and_none_is_given() {
+    let vm = ScriptVm::new(vec![obedient(), Box::new(|stage| stage.spin())]);
+    let vcpus = start(&vm, Clock::Wall, 2);
+    parked(&vcpus, 1);
+    let error = vcpus.command_all(&[(0, Command::Stop), (1, Command::Stop)]).unwrap_err();
+    assert!(matches!(error, VcpusError::NotParked { vcpu: 1, .. }));
+    assert!(matches!(vcpus.command(7, Command::Stop), Err(VcpusError::NotParked { vcpu: 7, .. })));
+    assert!(matches!(vcpus.progress(1), Err(VcpusError::NoProgress { vcpu: 1 })));
+    vcpus.command(0, Command::Stop).unwrap();
+}
+
+#[test]
+fn a_guest_in_an_endless_loop_is_paused_resumed_and_shut_down() {
+    both_clocks(|clock| {
+        let runs = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&runs);
+        let spin = move |stage: &mut Stage<'_>| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            stage.spin()
+        };
+        let vm = ScriptVm::new(vec![Box::new(spin)]);
+        let mut vcpus = start(&vm, clock, 1);
+        vcpus.pause();
+        let seen = runs.load(Ordering::SeqCst);
+        vcpus.pause();
+        assert_eq!(runs.load(Ordering::SeqCst), seen, "nothing runs while paused");
+        vcpus.resume();
+        while runs.load(Ordering::SeqCst) == seen {
+            std::thread::yield_now();
+        }
+        vcpus.shutdown();
+    });
+}
+
+#[test]
+fn commands_given_while_paused_start_after_resume() {
+    let vm = ScriptVm::new(vec![obedient()]);
+    let vcpus = start(&vm, Clock::Wall, 1);
+    parked(&vcpus, 1);
+    vcpus.pause();
+    vcpus.command(0, Command::RunSteps { first: 0, count: 1 }).unwrap();
+    assert!(matches!(vcpus.wait_event(Some(Duration::ZERO)), Wait::TimedOut));
+    vcpus.resume();
+    assert_eq!(parked(&vcpus, 1), [(0, Outcome::Ran { next: 1 })]);
+}
+
+#[test]
+fn a_slice_executes_exactly_its_instructions_in_turns() {
+    let trace = Arc::new(Mutex::new(Vec::new()));
+    let spinner = || {
+        let trace = Arc::clone(&trace);
+        Box::new(move |stage: &mut Stage<'_>| {
+            trace.lock().unwrap().push((stage.vcpu, stage.budget.unwrap()));
+            stage.spin()
+        }) as Box<dyn FnMut(&mut Stage<'_>) -> Exit + Send>
+    };
+    let vm = ScriptVm::new(vec![spinner(), spinner()]);
+    let handle: Arc<dyn crate::backend::Vm> = Arc::clone(&vm) as _;
+    let shared = Arc::new(Shared::with(handle, vm.memory().clone(), "none.elf".into(), 2));
+    shared.lock().paused = true;
+    let mut vcpus = Vcpus::start_on(shared, Clock::Icount, 2).unwrap();
+    assert_eq!(vcpus.run_slice(4_000).unwrap(), SliceEnd::Instructions);
+    assert_eq!(vcpus.run_slice(18_000).unwrap(), SliceEnd::Instructions);
+    vcpus.shutdown();
+    let trace = trace.lock().unwrap();
+    let executed = |vcpu| trace.iter().filter(|turn| turn.0 == vcpu).map(|turn| turn.1).sum::<u64>();
+    assert_eq!((executed(0), executed(1)), (12_000, 10_000), "{trace:?}");
+}
+
+#[test]
+fn a_slice_ends_early_when_every_vcpu_is_parked_or_idle() {
+    let vm = ScriptVm::new(vec![obedient(), Box::new(|stage| stage.wait_for_interrupt())]);
+    vm.warps_left.store(3, Ordering::SeqCst);
+    let vcpus = start(&vm, Clock::Icount, 2);
+    assert_eq!(vcpus.run_slice(1_000_000).unwrap(), SliceEnd::Quiescent);
+    assert_eq!(vm.warps_left.load(Ordering::SeqCst), 0, "time was let to jump first");
+    parked(&vcpus, 1);
+    assert!(matches!(start(&ScriptVm::new(vec![obedient()]), Clock::Wall, 1).run_slice(1), Err(VcpusError::NeedsIcount)));
+}
+
+#[test]
+fn waits_are_interrupted_from_another_thread() {
+    let vm = ScriptVm::new(vec![Box::new(|stage: &mut Stage<'_>| stage.spin())]);
+    let vcpus = start(&vm, Clock::Icount, 1);
+    let interrupter = vcpus.interrupter();
+    let thread = std::thread::spawn(move || interrupter.interrupt());
+    assert!(matches!(vcpus.wait_event(Some(LIVENESS)), Wait::Interrupted));
+    thread.join().unwrap();
+    vcpus.interrupter().interrupt();
+    assert!(matches!(vcpus.run_slice(u64::MAX), Err(VcpusError::Interrupted)));
+}
+
+#[test]
+fn a_flood_of_nonsense_is_answered_and_logged_with_a_bound() {
+    both_clocks(|clock| {
+        let mut call = 0u64;
+        let hostile = move |stage: &mut Stage<'_>| {
+            call += 1;
+            *stage.instructions += 1;
+            let wild = Gpa::new(call.wrapping_mul(0x9e37_79b9_7f4a_7c15) & 0xff_ffff_ffff);
+            match call {
+                10_001 => Exit::SystemOff,
+                _ if call % 4 == 0 => Exit::MmioRead { gpa: wild, len_bytes: 8 },
+                _ if call % 4 == 1 => Exit::MmioWrite { gpa: wild, len_bytes: 8, data: call },
+                _ if call % 4 == 2 => {
+                    let gpa = Gpa::new(map::DOORBELL_BASE.raw() + 8);
+                    Exit::MmioWrite { gpa, len_bytes: 4, data: wild.raw() & 0xffff_ffff }
+                }
+                _ => Exit::Hvc { function: u64::from(HVC_FUNCTION), args: [wild.raw(); 7] },
+            }
+        };
+        let vm = ScriptVm::new(vec![Box::new(hostile)]);
+        let vcpus = start(&vm, clock, 1);
+        let mut lines = 0;
+        loop {
+            match event(&vcpus) {
+                Event::Diagnostic(_) => lines += 1,
+                Event::SystemOff => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(lines, 16);
+    });
+}
