@@ -41,6 +41,11 @@ impl SumR {
         sum
     }
 
+    /// What a peer reported of `len_bytes` bytes.
+    pub(super) fn from_parts(checksum: u16, len_bytes: u64) -> Self {
+        Self { checksum, len_bytes }
+    }
+
     /// Adds `bytes`: rotate right by one, add the byte, modulo 2^16.
     pub fn update(&mut self, bytes: &[u8]) {
         let mut checksum = self.checksum;
