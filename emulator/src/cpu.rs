@@ -174,6 +174,12 @@ pub struct Cpu {
     pub mmio: MmioState,
     /// The event register of WFE and SEV.
     pub event: bool,
+    /// Why the run loop is to stop, when a handler answers `Flow::Stop`.
+    pub(crate) stop: Stop,
+    /// What a slow load found: a value returned this way keeps handlers free of stack slots, which would forbid tail calls.
+    pub(crate) slot: u64,
+    /// The second word of a slow pair.
+    pub(crate) slot_high: u64,
     /// What the vCPUs of a machine share.
     pub shared: Arc<Shared>,
 }
@@ -200,6 +206,9 @@ impl Cpu {
             fault: FaultInfo::default(),
             mmio: MmioState::default(),
             event: false,
+            stop: Stop::Budget,
+            slot: 0,
+            slot_high: 0,
             shared,
         }
     }
@@ -217,6 +226,7 @@ impl Cpu {
             self.tlb.flush();
         }
         self.pstate = pstate;
+        self.tlb.set_user(pstate.el == 0);
         self.x[usize::from(REG_SP)] = self.sp_bank[self.sp_index()];
     }
 

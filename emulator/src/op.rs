@@ -1,6 +1,9 @@
 //! One lowered instruction: [`Op`], the function that executes it, and [`Flow`], how that function ends.
+//!
+//! Each handler ends with [`next`], a call in tail position that the optimiser turns into a jump: no dispatch loop sits between
+//! two instructions. A block is at most `code::BLOCK_OPS` long, so that even without that optimisation the stack is bounded.
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, REG_SINK, REG_ZERO};
 
 /// How a run of ops ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -10,20 +13,22 @@ pub enum Flow {
     Next,
     /// `cpu.pc` holds the next address.
     Jump,
+    /// `cpu.pc` holds the next address, and what blocks and translations depend on may have changed.
+    Sync,
     /// `cpu.pc` holds the next address, and `run` returns `cpu.stop`.
     Stop,
-    /// The op did not complete; `cpu.pc` was set by the exception it took, or is at the op for MMIO.
-    Trap,
 }
 
-/// Executes `ops[0]` and goes on to `ops[1]` by a call in tail position.
-pub type Handler = fn(&mut Cpu, &[Op]) -> Flow;
+/// Executes the op and goes on with the first of the rest.
+pub type Handler = fn(&mut Cpu, &Op, &[Op]) -> Flow;
 
 /// One lowered instruction.
 #[derive(Clone, Copy)]
 pub struct Op {
     /// Executes it.
     pub run: Handler,
+    /// Where `run` is a check (the stack pointer's alignment, access to SIMD&FP): the handler behind the check.
+    pub then: Handler,
     /// Immediate, absolute branch target, offset: the handler knows.
     pub imm: u64,
     /// Destination, register 31 resolved.
@@ -32,10 +37,27 @@ pub struct Op {
     pub rn: u8,
     /// Second source.
     pub rm: u8,
-    /// Third source, second destination or shift amount.
+    /// Third source, second destination, condition or shift amount.
     pub ra: u8,
     /// Offset of the instruction in its 4 KiB page, in bytes.
     pub offset: u16,
-    /// Ops from here to the end of the block, this one included; 0 where nothing was lowered yet.
-    pub left: u16,
+    /// A further small operand: the handler knows.
+    pub aux: u16,
+}
+
+impl Op {
+    /// The destination as a source, for the instructions that change a part of it.
+    #[inline(always)]
+    pub fn rd_source(&self) -> u8 {
+        if self.rd == REG_SINK { REG_ZERO } else { self.rd }
+    }
+}
+
+/// Goes on with the next op of the block.
+#[inline(always)]
+pub fn next(cpu: &mut Cpu, rest: &[Op]) -> Flow {
+    match rest.split_first() {
+        Some((op, rest)) => (op.run)(cpu, op, rest),
+        None => Flow::Next,
+    }
 }

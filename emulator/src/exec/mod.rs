@@ -1,8 +1,143 @@
 //! Execution: [`run`] and, by file, the handlers of each group of instructions.
+//!
+//! [`alu`], [`branch`], [`loadstore`], [`atomic`] and [`system`] hold handlers, [`trap`] what they do when they cannot complete,
+//! [`access`] guest memory by virtual address, [`host`] the accesses to the host's memory.
+#![expect(unsafe_code, reason = "runs blocks that the vCPU itself owns")]
 
+mod access;
+pub(crate) mod alu;
+pub(crate) mod atomic;
+pub(crate) mod branch;
+pub(crate) mod host;
+pub(crate) mod loadstore;
+pub(crate) mod system;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+pub(crate) mod trap;
+
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::code::BLOCK_OPS;
 use crate::cpu::{Cpu, Stop};
+use crate::exception;
+use crate::exec::host::Word;
+use crate::fault::{Access, AccessKind, FaultInfo, Status};
+use crate::lower::lower;
+use crate::mmu::{self, TableMemory};
+use crate::op::{Flow, Op};
+use crate::tlb::PAGE_BYTES;
 
-/// Executes at most `budget` instructions, exactly.
-pub fn run(_cpu: &mut Cpu, _budget: u64) -> Stop {
-    Stop::Budget
+/// Executes at most `budget` instructions, exactly. An exception taken by an instruction counts as its execution.
+///
+/// The attention word of the vCPU is looked at once a block, before the budget: with attention raised, nothing is executed.
+pub fn run(cpu: &mut Cpu, budget: u64) -> Stop {
+    let shared = Arc::clone(&cpu.shared);
+    let signal = &shared.signals[cpu.index];
+    let end = cpu.retired.saturating_add(budget);
+    loop {
+        cpu.code.settle(cpu.tlb.generation());
+        // The block that ran last, for loops of one block. Forgotten whenever code or translations may have changed.
+        let mut last: (u64, Option<NonNull<[Op]>>) = (0, None);
+        loop {
+            if signal.any() {
+                return Stop::Attention;
+            }
+            let left = end - cpu.retired;
+            if left == 0 {
+                return Stop::Budget;
+            }
+            let block = match last.1 {
+                Some(block) if last.0 == cpu.pc => block,
+                _ => {
+                    let Some(block) = fetch(cpu) else {
+                        // The exception of the fetch.
+                        cpu.retired += 1;
+                        break;
+                    };
+                    last = (cpu.pc, Some(block));
+                    block
+                }
+            };
+            // SAFETY: the block is owned by `cpu.code`, which frees blocks only in `settle`, called above and nowhere else;
+            // nothing writes to a block once it is made.
+            let ops = unsafe { block.as_ref() };
+            let ops = if left < ops.len() as u64 { &ops[..left as usize] } else { ops };
+            let Some((op, rest)) = ops.split_first() else { unreachable!("a block has at least one op") };
+            // Counted in advance; who leaves the block early takes back the rest.
+            cpu.retired += ops.len() as u64;
+            match (op.run)(cpu, op, rest) {
+                Flow::Jump => {}
+                Flow::Next => cpu.pc = cpu.pc.wrapping_add(4 * ops.len() as u64),
+                Flow::Sync => break,
+                Flow::Stop => return cpu.stop,
+            }
+        }
+    }
+}
+
+/// The block at PC, lowered if need be, or `None` if an exception was taken instead.
+#[inline(always)]
+fn fetch(cpu: &mut Cpu) -> Option<NonNull<[Op]>> {
+    let user = cpu.tlb.context();
+    if let Some(page) = cpu.code.page(cpu.pc, user)
+        && cpu.pc & 3 == 0
+        && !cpu.pstate.il
+        && let Some(block) = cpu.code.block(page, cpu.pc)
+    {
+        return Some(block);
+    }
+    match fetch_slow(cpu) {
+        Ok(block) => Some(block),
+        Err(fault) => {
+            exception::take_sync(cpu, fault, cpu.pc);
+            None
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn fetch_slow(cpu: &mut Cpu) -> Result<NonNull<[Op]>, FaultInfo> {
+    let pc = cpu.pc;
+    // PC alignment has priority over an illegal state, that over an abort (DDI 0487 D1.3.5.5).
+    if pc & 3 != 0 {
+        return Err(FaultInfo::pc_alignment(pc));
+    }
+    if cpu.pstate.il {
+        return Err(FaultInfo::ILLEGAL_STATE);
+    }
+    let user = cpu.tlb.context();
+    let page = match cpu.code.page(pc, user) {
+        Some(page) => page,
+        None => {
+            let access = Access::new(AccessKind::Fetch, cpu.pstate.el, cpu.pstate.pan);
+            let memory = TableMemory { ram: &cpu.shared.ram, dirty: &cpu.shared.dirty };
+            let translation = mmu::translate(&cpu.sys.regime(), pc, access, &memory)?;
+            let Some(located) = cpu.shared.ram.locate(translation.pa, 4) else {
+                return Err(FaultInfo::abort(Status::External, access, pc));
+            };
+            let byte = located.host.as_ptr().expose_provenance() as u64;
+            let within = PAGE_BYTES - 1;
+            cpu.code.map_page(pc, user, translation.pa.raw() & !within, byte - (pc & within))
+        }
+    };
+    if let Some(block) = cpu.code.block(page, pc) {
+        return Ok(block);
+    }
+    let host = cpu.code.host(page);
+    let mut ops = Vec::with_capacity(16);
+    let mut at = pc;
+    loop {
+        let (op, ends) = lower(u32::load(host + at % PAGE_BYTES), at);
+        ops.push(op);
+        at = at.wrapping_add(4);
+        if ends || at % PAGE_BYTES == 0 || ops.len() == BLOCK_OPS {
+            break;
+        }
+    }
+    Ok(cpu.code.insert(page, pc, ops))
 }

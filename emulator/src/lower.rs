@@ -1,1 +1,0 @@
-//! From a decoded instruction to an [`crate::op::Op`].
