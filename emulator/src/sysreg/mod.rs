@@ -1,9 +1,31 @@
-//! System registers.
+//! System registers and system instructions.
+//!
+//! [`SysRegs`] is the state; [`read`] and [`write`] are MRS and MSR with their access rules; [`sys_insn`] is the rest of the
+//! SYS space; [`enc`] names the encodings, [`id`] holds what the processor says of itself. Registers of the timers, the PMU
+//! and the GIC's CPU interface are forwarded to [`crate::timer`], [`crate::pmu`] and [`crate::gic`]. State in and out by KVM's
+//! register ids is [`crate::regs`].
 
+mod access;
 pub mod enc;
 pub mod id;
+mod maintenance;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use access::{get, set};
+pub use access::{read, write};
+pub use maintenance::sys_insn;
 
 use crate::mmu::Regime;
+
+/// The manual's name of `enc` with the generic one, `S<op0>_<op1>_C<n>_C<m>_<op2>`, or the generic one alone.
+fn describe(enc: u16) -> String {
+    let generic = format!("S{}_{}_C{}_C{}_{}", enc >> 14, enc >> 11 & 7, enc >> 7 & 15, enc >> 3 & 15, enc & 7);
+    match enc::name(enc) {
+        Some(name) => format!("{name} ({generic})"),
+        None => generic,
+    }
+}
 
 /// The system registers of one vCPU that are plain state. PSTATE, SP and FPCR are in [`crate::cpu::Cpu`]; timers, PMU and
 /// the GIC's CPU interface keep their own.
@@ -94,6 +116,15 @@ impl SysRegs {
             osdlr: 0,
             debug: [[0; id::DEBUG_UNITS]; 4],
             mpidr: id::mpidr(index),
+        }
+    }
+
+    /// Whether CPACR_EL1.FPEN permits SIMD&FP at `el` (D24.2.33): 0b11 at both levels, 0b01 at EL1 alone.
+    pub const fn fp_enabled(&self, el: u8) -> bool {
+        match self.cpacr >> 20 & 3 {
+            0b11 => true,
+            0b01 => el != 0,
+            _ => false,
         }
     }
 
