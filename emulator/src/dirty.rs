@@ -348,7 +348,7 @@ mod tests {
         let log = DirtyLog::new(12, [(Gpa::new(BASE), 1 << 20)]).expect("a good slot");
         log.mark(Gpa::new(BASE));
         log.mark_range(Gpa::new(BASE), 4096);
-        assert_eq!(pages(&log, 0), []);
+        assert_eq!(pages(&log, 0), [0_usize; 0]);
         log.start();
         log.mark(Gpa::new(BASE + 0x5000));
         log.stop();
@@ -363,7 +363,7 @@ mod tests {
         log.mark(Gpa::new(BASE + 0xf_f000));
         assert!(log.is_marked(Gpa::new(BASE)));
         assert_eq!(pages(&log, 0), [0, 255]);
-        assert_eq!(pages(&log, 0), []);
+        assert_eq!(pages(&log, 0), [0_usize; 0]);
     }
 
     #[test]
@@ -384,7 +384,7 @@ mod tests {
         assert_eq!(pages(&log, 0), [0, 1, 2]);
         log.mark_range(Gpa::new(u64::MAX), 2);
         log.mark_range(Gpa::new(BASE), 0);
-        assert_eq!(pages(&log, 0), []);
+        assert_eq!(pages(&log, 0), [0_usize; 0]);
     }
 
     #[test]
