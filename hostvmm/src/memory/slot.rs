@@ -192,6 +192,6 @@ impl Slot {
 }
 
 fn check_shape(slot: SlotId, range: GuestRange, host_page_bytes: u64) -> Result<(), MemoryError> {
-    let whole = range.start().is_aligned(host_page_bytes) && range.len_bytes() % host_page_bytes == 0;
+    let whole = range.start().is_aligned(host_page_bytes) && range.len_bytes().is_multiple_of(host_page_bytes);
     if range.is_empty() || !whole { Err(MemoryError::Shape { slot, range, host_page_bytes }) } else { Ok(()) }
 }

@@ -21,6 +21,8 @@
 
 mod control;
 mod exits;
+#[cfg(test)]
+mod guest_tests;
 mod mailbox;
 #[cfg(test)]
 mod script;
