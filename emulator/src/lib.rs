@@ -22,6 +22,7 @@ pub mod op;
 pub mod pmu;
 pub mod psci;
 pub mod ram;
+pub mod regs;
 pub mod safepoint;
 pub mod shared;
 pub mod signal;

@@ -36,6 +36,7 @@
 //! stress test with the dirty log on real threads: `cargo test -p emulator safepoint`.
 
 #[cfg(test)]
+#[expect(unreachable_pub, reason = "the protocol's public items are private in its second compilation")]
 mod model;
 mod protocol;
 #[cfg(test)]

@@ -143,7 +143,6 @@ fn plain(sys: &mut SysRegs, enc: u16) -> Option<&mut u64> {
         CSSELR_EL1 => &mut sys.csselr,
         MDSCR_EL1 => &mut sys.mdscr,
         MDCCINT_EL1 => &mut sys.mdccint,
-        OSDLR_EL1 => &mut sys.osdlr,
         _ => {
             let (kind, unit) = debug_unit(enc)?;
             &mut sys.debug[kind][unit]
@@ -184,7 +183,8 @@ pub(crate) fn get(cpu: &mut Cpu, enc: u16) -> Option<u64> {
         ISR_EL1 => u64::from(cpu.shared.gic.irq_pending(cpu.index)) << 7,
         // OSLM says that the lock is implemented; OSLK that it is held.
         OSLSR_EL1 => 1 << 3 | u64::from(cpu.sys.os_lock) << 1,
-        MDRAR_EL1 | MDCCSR_EL0 | OSDTRRX_EL1 | OSDTRTX_EL1 | DBGPRCR_EL1 => 0,
+        // No external debugger: its registers read as zero, as under KVM.
+        MDRAR_EL1 | MDCCSR_EL0 | OSDTRRX_EL1 | OSDTRTX_EL1 | OSDLR_EL1 | DBGPRCR_EL1 => 0,
         _ => *plain(&mut cpu.sys, enc)?,
     })
 }
@@ -209,7 +209,7 @@ pub(crate) fn set(cpu: &mut Cpu, enc: u16, value: u64) -> Option<()> {
         FPSR => cpu.fpsr = (value & FPSR_WRITABLE) as u32,
         SP_EL0 => cpu.set_sp(0, value),
         OSLAR_EL1 => cpu.sys.os_lock = value & 1 != 0,
-        OSDTRRX_EL1 | OSDTRTX_EL1 | DBGPRCR_EL1 => {}
+        OSDTRRX_EL1 | OSDTRTX_EL1 | OSDLR_EL1 | DBGPRCR_EL1 => {}
         _ => {
             let register = plain(&mut cpu.sys, enc)?;
             let kept = writable(enc, value);
@@ -239,7 +239,6 @@ fn writable(enc: u16, value: u64) -> u64 {
         CSSELR_EL1 => value & 0xf,
         ESR_EL1 | CONTEXTIDR_EL1 => value & 0xffff_ffff,
         ACTLR_EL1 | AMAIR_EL1 | AFSR0_EL1 | AFSR1_EL1 => 0,
-        OSDLR_EL1 => value & 1,
         _ => value,
     }
 }

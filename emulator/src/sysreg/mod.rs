@@ -10,7 +10,7 @@ pub mod enc;
 pub mod id;
 mod maintenance;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use access::{get, set};
 pub use access::{read, write};
@@ -77,8 +77,6 @@ pub struct SysRegs {
     pub mdccint: u64,
     /// Whether the OS lock is held (OSLSR_EL1.OSLK).
     pub os_lock: bool,
-    /// OSDLR_EL1.
-    pub osdlr: u64,
     /// DBGBVRn_EL1, DBGBCRn_EL1, DBGWVRn_EL1, DBGWCRn_EL1: held, never acted upon.
     pub debug: [[u64; id::DEBUG_UNITS]; 4],
     /// MPIDR_EL1.
@@ -113,7 +111,6 @@ impl SysRegs {
             mdccint: 0,
             // Held after a cold reset (D24.3.24); KVM's vCPUs start the same.
             os_lock: true,
-            osdlr: 0,
             debug: [[0; id::DEBUG_UNITS]; 4],
             mpidr: id::mpidr(index),
         }
