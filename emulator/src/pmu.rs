@@ -125,3 +125,39 @@ pub fn write(cpu: &mut Cpu, enc: u16, value: u64) -> Option<()> {
     }
     Some(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::testing::machine;
+
+    #[test]
+    fn cycle_counter_counts_instructions_while_enabled() {
+        let (machine, _ram) = machine(1);
+        let mut vcpu = machine.take_vcpu(0).unwrap();
+        let cpu = vcpu.cpu();
+        cpu.retired = 100;
+        write(cpu, enc::PMCNTENSET_EL0, CYCLES).unwrap();
+        write(cpu, enc::PMCR_EL0, 0b101).unwrap();
+        cpu.retired = 142;
+        assert_eq!(read(cpu, enc::PMCCNTR_EL0), Some(42));
+        write(cpu, enc::PMCR_EL0, 0).unwrap();
+        cpu.retired = 150;
+        assert_eq!(read(cpu, enc::PMCCNTR_EL0), Some(42), "stopped");
+        write(cpu, enc::PMCCNTR_EL0, 7).unwrap();
+        write(cpu, enc::PMCR_EL0, 1).unwrap();
+        cpu.retired = 151;
+        assert_eq!(read(cpu, enc::PMCCNTR_EL0), Some(8));
+        assert_eq!(read(cpu, enc::PMCR_EL0), Some(LONG | 1));
+        assert_eq!(read(cpu, enc::CNTVCT_EL0), None);
+    }
+
+    #[test]
+    fn el0_gets_what_pmuserenr_grants() {
+        assert!(el0_may_access(0, enc::PMUSERENR_EL0, false));
+        assert!(!el0_may_access(0xf, enc::PMUSERENR_EL0, true));
+        assert!(el0_may_access(4, enc::PMCCNTR_EL0, false) && !el0_may_access(4, enc::PMCCNTR_EL0, true));
+        assert!(el0_may_access(1, enc::PMCR_EL0, true) && !el0_may_access(0xe, enc::PMCR_EL0, false));
+        assert!(!el0_may_access(0xf, enc::PMINTENSET_EL1, false));
+    }
+}

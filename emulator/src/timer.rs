@@ -175,3 +175,90 @@ pub fn set_virtual_counter(cpu: &Cpu, value: u64) {
     let clock = &cpu.shared.clock;
     clock.set_cntvoff(cpu.timers.physical_count(clock, cpu.retired).wrapping_sub(value));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::testing::{machine, machine_with};
+
+    const ICOUNT: ClockMode = ClockMode::Icount { ns_per_instruction: 16 };
+
+    /// One tick is one instruction with 16 ns at 62.5 MHz.
+    fn poll(cpu: &mut Cpu) {
+        let shared = std::sync::Arc::clone(&cpu.shared);
+        let now = cpu.timers.physical_count(&shared.clock, cpu.retired);
+        cpu.timers.poll(&shared.gic, cpu.index, shared.clock.cntvoff(), now);
+    }
+
+    fn ppi(cpu: &Cpu, intid: u32) -> bool {
+        cpu.shared.gic.save().private[cpu.index][intid as usize].line
+    }
+
+    #[test]
+    fn counter_is_the_instruction_count_in_icount_mode() {
+        let (machine, _ram) = machine_with(1, ICOUNT);
+        let mut vcpu = machine.take_vcpu(0).unwrap();
+        let cpu = vcpu.cpu();
+        cpu.retired += 1000;
+        assert_eq!(read(cpu, enc::CNTPCT_EL0), Some(1000));
+        set_virtual_counter(cpu, 5);
+        assert_eq!(read(cpu, enc::CNTVCT_EL0), Some(5));
+        assert_eq!(read(cpu, enc::CNTFRQ_EL0), Some(62_500_000));
+        assert_eq!(write(cpu, enc::CNTVCT_EL0, 0), None);
+    }
+
+    #[test]
+    fn line_is_a_level_that_follows_compare_and_mask() {
+        let (machine, _ram) = machine_with(1, ICOUNT);
+        let mut vcpu = machine.take_vcpu(0).unwrap();
+        let cpu = vcpu.cpu();
+        write(cpu, enc::CNTV_TVAL_EL0, 10).unwrap();
+        write(cpu, enc::CNTV_CTL_EL0, 1).unwrap();
+        assert_eq!(cpu.timers.deadline(0, 0), 10);
+        cpu.retired += 9;
+        poll(cpu);
+        assert!(!ppi(cpu, 27));
+        assert_eq!(read(cpu, enc::CNTV_CTL_EL0), Some(1));
+        cpu.retired += 1;
+        poll(cpu);
+        assert!(ppi(cpu, 27));
+        assert_eq!(read(cpu, enc::CNTV_CTL_EL0), Some(5));
+        assert_eq!(cpu.timers.deadline(0, 10), NEVER);
+        write(cpu, enc::CNTV_CTL_EL0, 3).unwrap();
+        assert!(!ppi(cpu, 27), "masked");
+        assert_eq!(read(cpu, enc::CNTV_CTL_EL0), Some(7));
+        write(cpu, enc::CNTV_CTL_EL0, 1).unwrap();
+        assert!(ppi(cpu, 27));
+        write(cpu, enc::CNTV_CVAL_EL0, 100).unwrap();
+        assert!(!ppi(cpu, 27), "in the future again");
+        cpu.retired += 5;
+        assert_eq!(read(cpu, enc::CNTV_TVAL_EL0), Some(85));
+        write(cpu, enc::CNTP_TVAL_EL0, u64::from(-3_i32 as u32)).unwrap();
+        write(cpu, enc::CNTP_CTL_EL0, 1).unwrap();
+        assert!(ppi(cpu, 30), "a negative TVAL has passed");
+        assert_eq!(read(cpu, enc::CNTP_TVAL_EL0), Some(0xffff_fffd));
+    }
+
+    #[test]
+    fn restored_interrupt_controller_gets_its_lines_back() {
+        let (machine, _ram) = machine(1);
+        let mut vcpu = machine.take_vcpu(0).unwrap();
+        let before = machine.gic_state();
+        let cpu = vcpu.cpu();
+        write(cpu, enc::CNTP_CTL_EL0, 1).unwrap();
+        assert!(ppi(cpu, 30));
+        machine.set_gic_state(&before).unwrap();
+        assert!(!ppi(cpu, 30));
+        poll(cpu);
+        assert!(ppi(cpu, 30));
+    }
+
+    #[test]
+    fn el0_gets_what_cntkctl_grants() {
+        assert!(!el0_may_access(0, enc::CNTVCT_EL0));
+        assert!(el0_may_access(0b10, enc::CNTVCT_EL0) && el0_may_access(0b10, enc::CNTFRQ_EL0));
+        assert!(!el0_may_access(0b10, enc::CNTPCT_EL0));
+        assert!(el0_may_access(1 << 8, enc::CNTV_CTL_EL0) && !el0_may_access(1 << 8, enc::CNTP_CTL_EL0));
+        assert!(el0_may_access(1 << 9, enc::CNTP_CVAL_EL0));
+    }
+}
