@@ -9,6 +9,9 @@
 //!
 //! Neighbours: `vm` hands vCPUs out, `exec` executes, `psci` answers hypercalls, `exit` says why it came back.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -346,7 +349,12 @@ impl Vcpu {
 /// Does what a safepoint asks of a vCPU.
 pub(crate) fn perform(cpu: &mut Cpu, work: Work) {
     if work.contains(Work::DROP_WRITE_TAGS) {
-        cpu.tlb.drop_write_tags();
+        let dirty = &cpu.shared.dirty;
+        if dirty.has_stale_tag_fault() {
+            cpu.tlb.drop_write_tags_but(|gpa| dirty.keeps_stale_tag(Gpa::new(gpa)));
+        } else {
+            cpu.tlb.drop_write_tags();
+        }
     }
     if work.contains(Work::FLUSH_TLB) {
         cpu.tlb.flush();
