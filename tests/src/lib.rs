@@ -1,1 +1,134 @@
-//! Whole-system tests.
+//! What whole-system tests share: the built firmware, the built `hostvmm`, and running it.
+//!
+//! Both are built by the cargo that runs the tests, once a test program, so a test never sees a stale one. Where the
+//! bare-metal target is not installed there is no firmware, and a test reports itself skipped ([`firmware_or_skip`]):
+//! `cargo test` works before any set-up, and says what it left out.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+/// Target triple of the firmware.
+pub const FIRMWARE_TARGET: &str = "aarch64-unknown-none-softfloat";
+
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests package lies in the workspace")
+}
+
+/// Builds `arguments` with cargo and returns the path of the one executable it reports.
+fn build(arguments: &[&str]) -> Result<PathBuf, String> {
+    let output = Command::new(env!("CARGO"))
+        .current_dir(workspace())
+        .args(["build", "--quiet", "--message-format=json-render-diagnostics"])
+        .args(arguments)
+        .output()
+        .map_err(|error| format!("cannot start cargo: {error}"))?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .ok_or_else(|| format!("cargo build {arguments:?} made no executable"))
+}
+
+/// The built firmware, or why there is none.
+///
+/// # Errors
+/// Cargo's own words.
+pub fn firmware() -> Result<&'static Path, &'static str> {
+    static FIRMWARE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    FIRMWARE
+        .get_or_init(|| build(&["--release", "-p", "firmware", "--target", FIRMWARE_TARGET]))
+        .as_ref()
+        .map(PathBuf::as_path)
+        .map_err(String::as_str)
+}
+
+/// The built firmware; without the bare-metal target, prints that the test is skipped and returns `None`.
+///
+/// # Panics
+/// If the target is installed and the build fails all the same, or if set-up promised the target
+/// (`TIDEMARK_REQUIRE_FIRMWARE` is set, as `scripts/test` does).
+pub fn firmware_or_skip() -> Option<&'static Path> {
+    match firmware() {
+        Ok(path) => Some(path),
+        Err(why) if std::env::var_os("TIDEMARK_REQUIRE_FIRMWARE").is_none() && why.contains("can't find crate") => {
+            println!("skipped: the target {FIRMWARE_TARGET} is not installed; run ./scripts/setup");
+            None
+        }
+        Err(why) => panic!("the firmware does not build: {why}"),
+    }
+}
+
+/// The built `hostvmm`.
+///
+/// # Panics
+/// If it does not build.
+pub fn hostvmm() -> &'static Path {
+    static HOSTVMM: OnceLock<PathBuf> = OnceLock::new();
+    HOSTVMM.get_or_init(|| build(&["-p", "hostvmm", "--bin", "hostvmm"]).expect("hostvmm builds"))
+}
+
+/// What a run of `hostvmm` left behind.
+pub struct Run {
+    /// Exit status.
+    pub status: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// The ledger, where one was written.
+    pub ledger: Value,
+}
+
+impl Run {
+    /// Fails the test with all that the run printed, unless it ended with `status`.
+    ///
+    /// # Panics
+    /// If it ended otherwise.
+    #[track_caller]
+    pub fn expect_status(&self, status: i32) -> &Self {
+        let Self { stdout, stderr, .. } = self;
+        assert_eq!(self.status, status, "stdout:\n{stdout}\nstderr:\n{stderr}");
+        self
+    }
+
+    /// The exit status is `status`, and standard error is one line that holds `word` and tells of no panic.
+    ///
+    /// # Panics
+    /// If it is not so.
+    #[track_caller]
+    pub fn expect_refusal(&self, status: i32, word: &str) {
+        self.expect_status(status);
+        let line = self.stderr.trim();
+        assert!(!line.is_empty() && !line.contains('\n'), "one line is wanted: {line:?}");
+        assert!(line.to_lowercase().contains(&word.to_lowercase()), "{word:?} is missing in {line:?}");
+        assert!(!line.contains("panicked"), "{line:?}");
+    }
+}
+
+/// Runs `hostvmm` with `arguments`, with a ledger asked for where `with_ledger`.
+///
+/// # Panics
+/// If the program cannot be started.
+pub fn run<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>, with_ledger: bool) -> Run {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let ledger = directory.path().join("ledger.json");
+    let mut command = Command::new(hostvmm());
+    command.args(arguments);
+    if with_ledger {
+        command.arg("--json").arg(&ledger);
+    }
+    let Output { status, stdout, stderr } = command.output().expect("hostvmm starts");
+    Run {
+        status: status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&stderr).into_owned(),
+        ledger: std::fs::read(&ledger).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or(Value::Null),
+    }
+}

@@ -1,5 +1,208 @@
 //! The command line: parses it, runs what it asks for, and turns every ending into one line and an exit status.
 //!
+//! - [`args`]: what clap sees; [`spec`]: from options to a run; [`ending`]: exit statuses; [`quantity`]: numbers.
+//!
 //! Exit status: 0 verified, 1 a check failed, 2 usage or bad input, 4 skipped.
+
 mod args;
+mod ending;
 mod quantity;
+mod spec;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use abi::{Granule, VaBits};
+use clap::{CommandFactory, Parser};
+use workload::{Geometry, Pattern, Workload};
+
+use self::args::{Cli, Command, CommonArgs, Format, ReplicateArgs, ReportArgs, RunArgs, Scenario, VerifyArgs};
+use self::ending::Ending;
+use crate::report::{self, Ledger, Progress, Verdict};
+use crate::verify::{self, Axes, RunError, Spec};
+
+/// Parses the process's arguments, runs the command, and reports.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let result = match cli.command {
+        Command::Probe(args) => crate::probe::run(args.json.as_deref()).map_err(Ending::failed),
+        Command::Run(args) => run(&args),
+        Command::Verify(args) => verify(&args),
+        Command::Replicate(args) => replicate(&args),
+        Command::Report(args) => show(&args),
+    };
+    match result {
+        Ok(verdict) => ExitCode::from(verdict.exit_code()),
+        Err(ending) => ending.report(),
+    }
+}
+
+/// clap's complaint in one line; help and version go to standard output and are no error.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Nobody is left to tell if standard output is gone.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.render().to_string();
+    let paragraph: Vec<&str> = text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
+    let hint = text.lines().map(str::trim).find(|line| line.starts_with("[possible values") || line.starts_with("tip:"));
+    let line = paragraph.join(" ");
+    let name = Cli::command().get_name().to_owned();
+    match hint {
+        Some(hint) if !line.contains(hint) => eprintln!("{line} ({hint}); see `{name} --help`"),
+        _ => eprintln!("{line}; see `{name} --help`"),
+    }
+    ExitCode::from(2)
+}
+
+/// Ctrl-C and SIGTERM ask for a clean end; a second one ends the process at once.
+fn interrupt_flag() -> Result<Arc<AtomicBool>, Ending> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&flag)).map_err(Ending::failed)?;
+        signal_hook::flag::register(signal, Arc::clone(&flag)).map_err(Ending::failed)?;
+    }
+    Ok(flag)
+}
+
+fn run(args: &RunArgs) -> Result<Verdict, Ending> {
+    let interrupt = interrupt_flag()?;
+    let outcome = args.common.spec("run").and_then(|mut spec| {
+        spec.machine.plant_exception = args.plant_exception;
+        let progress = Progress::new("passes", spec.passes + 1);
+        match &args.bitmap_file {
+            Some(bitmap) => verify::run_served(&spec, bitmap, &interrupt, &progress),
+            None => verify::run_passes(&spec, &interrupt, &progress),
+        }
+        .map_err(ending)
+    });
+    publish(outcome, "run", &args.common)
+}
+
+fn verify(args: &VerifyArgs) -> Result<Verdict, Ending> {
+    let interrupt = interrupt_flag()?;
+    let common = &args.common;
+    match args.scenario {
+        Scenario::Passes => {
+            let outcome = common.spec("passes").and_then(|spec| {
+                let progress = Progress::new("passes", spec.passes + 1);
+                verify::run_passes(&spec, &interrupt, &progress).map_err(ending)
+            });
+            publish(outcome, "passes", common)
+        }
+        Scenario::Matrix => {
+            let outcome = common.spec("matrix").and_then(|spec| {
+                let axes = axes(common, &spec)?;
+                let progress = Progress::new("matrix", axes.cells(&spec).len() as u64);
+                verify::run_matrix(&spec, &axes, &interrupt, &progress).map_err(ending)
+            });
+            publish(outcome, "matrix", common)
+        }
+        Scenario::Faults => {
+            let outcome = common.spec("faults").and_then(|spec| {
+                let progress = Progress::new("faults", verify::fault_count());
+                verify::run_faults(&spec, &interrupt, &progress).map_err(ending)
+            });
+            publish(outcome, "faults", common)
+        }
+    }
+}
+
+/// What the matrix ranges over: everything that the options leave open.
+fn axes(common: &CommonArgs, spec: &Spec) -> Result<Axes, Ending> {
+    let granule = common.granule.map(Granule::from);
+    let translations: Vec<VaBits> = VaBits::ALL
+        .into_iter()
+        .filter(|va| granule.is_none_or(|granule| va.granule() == granule))
+        .filter(|va| common.va_bits.is_none_or(|bits| va.bits() == bits))
+        .collect();
+    let workloads: Vec<Workload> = match &common.workload {
+        Some(text) => vec![spec::parse_workload(text)?],
+        // dirtyram's default sleep is the original's; a matrix has no time for it.
+        None => Pattern::ALL
+            .into_iter()
+            .map(|pattern| if pattern == Pattern::Dirtyram { spec::parse_workload("dirtyram:sleep_ms=0") } else { Ok(Workload::new(pattern)) })
+            .collect::<Result<_, _>>()?,
+    };
+    let vcpus = common.vcpus.map_or_else(|| vec![1, 2, 4], |vcpus| vec![vcpus as usize]);
+    let modes = match common.mode {
+        Some(_) => vec![spec.mode],
+        None => vec![verify::Mode::Lockstep, verify::Mode::Live],
+    };
+    let axes = Axes { translations, workloads, vcpus, modes };
+    for cell in axes.cells(spec) {
+        let layout = cell.machine.layout().map_err(Ending::input)?;
+        let geometry =
+            Geometry { region: layout.region(), granule: cell.machine.va.granule(), vcpus: cell.machine.vcpus as u32 };
+        spec::check_plan(&cell.workload, cell.machine.seed, geometry)?;
+    }
+    Ok(axes)
+}
+
+/// Which exit status an error of a run means.
+fn ending(error: RunError) -> Ending {
+    if error.is_unavailable() {
+        Ending::unavailable(error)
+    } else if error.is_input() {
+        Ending::input(error)
+    } else {
+        Ending::failed(error)
+    }
+}
+
+/// Prints a run's ledger and files it where the options say; a run that was skipped or failed to run has one, too.
+fn publish(outcome: Result<Ledger, Ending>, scenario: &str, common: &CommonArgs) -> Result<Verdict, Ending> {
+    let (ledger, ending) = match outcome {
+        Ok(ledger) => (ledger, None),
+        Err(ending) if ending.is_usage() => return Err(ending),
+        Err(ending) => (common.ledger_without_run(scenario, &ending), Some(ending)),
+    };
+    if let Some(path) = &common.json {
+        ledger.save(path).map_err(Ending::failed)?;
+    }
+    if let Some(directory) = &common.report {
+        report::save_all(&ledger, directory).map_err(Ending::failed)?;
+    }
+    if let Some(ending) = ending {
+        if common.format != Format::Text {
+            print(&ledger, common.format);
+        }
+        return Err(ending);
+    }
+    print(&ledger, common.format);
+    if common.format == Format::Text {
+        if let Some(path) = &common.json {
+            println!("ledger: {}", path.display());
+        }
+        if let Some(directory) = &common.report {
+            println!("report: {}", directory.join("report.html").display());
+        }
+    }
+    Ok(ledger.verdict)
+}
+
+fn print(ledger: &Ledger, format: Format) {
+    let rendering = match format {
+        Format::Text => report::text(ledger),
+        Format::Ktap => report::ktap(ledger),
+        Format::Junit => report::junit(ledger),
+    };
+    use std::io::Write;
+    // A reader that closed the pipe early has seen what it wanted.
+    let _ = std::io::stdout().write_all(rendering.as_bytes());
+}
+
+fn show(args: &ReportArgs) -> Result<Verdict, Ending> {
+    let ledger = Ledger::load(&args.ledger).map_err(Ending::input)?;
+    if let Some(directory) = &args.report {
+        report::save_all(&ledger, directory).map_err(Ending::failed)?;
+    }
+    print(&ledger, args.format);
+    Ok(ledger.verdict)
+}

@@ -1,0 +1,153 @@
+//! From options to a [`Spec`]: fills in defaults, and refuses what cannot be meant.
+
+use std::path::{Path, PathBuf};
+
+use abi::{Gpa, Granule};
+use workload::{Geometry, Plan, Workload};
+
+use super::args::{Accel, Arch, Clock, CommonArgs, LogChoice, Mode, SelfCheck, Transport};
+use super::ending::Ending;
+use crate::backend::{Accelerator, AcceleratorChoice};
+use crate::dirty::DirtyLogKind;
+use crate::machine::{self, MachineConfig};
+use crate::verify::{self, Spec};
+
+/// Target triple of the AArch64 firmware.
+const FIRMWARE_TARGET: &str = "aarch64-unknown-none-softfloat";
+/// Workload unless the command line says otherwise.
+const DEFAULT_WORKLOAD: &str = "dirtyram";
+
+impl CommonArgs {
+    /// The run that the options ask for, checked as far as it can be without making the machine.
+    ///
+    /// # Errors
+    /// An [`Ending`] with status 2 for what is wrong with the options, with status 4 for what this host or build lacks.
+    pub(crate) fn spec(&self, scenario: &'static str) -> Result<Spec, Ending> {
+        if self.arch == Arch::Armv7 {
+            return Err(Ending::skip("this version of hostvmm runs AArch64 guests only; use --arch aarch64".to_owned()));
+        }
+        let accelerator = match self.accel {
+            Accel::Auto => AcceleratorChoice::Auto,
+            Accel::Kvm => AcceleratorChoice::Exactly(Accelerator::Kvm),
+            Accel::Emulator => AcceleratorChoice::Exactly(Accelerator::Emulator),
+        };
+        let accelerator = accelerator.resolve().map_err(Ending::unavailable)?;
+        let logs = self.logs(accelerator)?;
+        let workload = parse_workload(self.workload.as_deref().unwrap_or(DEFAULT_WORKLOAD))?;
+        let granule = self.granule.map_or(Granule::K4, Granule::from);
+        let (pattern, params) = workload.encode();
+        let machine = MachineConfig {
+            accelerator,
+            vcpus: self.vcpus.unwrap_or(1) as usize,
+            ram_bytes: self.ram,
+            region_base: self.region_base.map(Gpa::new),
+            region_bytes: self.region_size,
+            va: machine::va_bits(granule, self.va_bits.unwrap_or(48)).map_err(Ending::input)?,
+            clock: match self.clock {
+                Clock::Wall => machine::Clock::Wall,
+                Clock::Icount => machine::Clock::Icount,
+            },
+            transport: match self.hypercall {
+                Transport::Mmio => machine::Transport::Mmio,
+                Transport::Hvc => machine::Transport::Hvc,
+            },
+            pattern,
+            params,
+            seed: self.seed,
+            region_blocks: false,
+            plant_exception: false,
+            log_page_bytes: Some(Granule::from(self.host_page).bytes()),
+            share: self.share.clone(),
+        };
+        let layout = machine.layout().map_err(Ending::input)?;
+        check_plan(&workload, self.seed, Geometry { region: layout.region(), granule, vcpus: machine.vcpus as u32 })?;
+        Ok(Spec {
+            scenario,
+            machine,
+            firmware: firmware(self.firmware.as_deref())?,
+            workload,
+            logs,
+            passes: self.passes,
+            steps_per_pass: self.steps_per_pass,
+            mode: match self.mode.unwrap_or(Mode::Lockstep) {
+                Mode::Lockstep => verify::Mode::Lockstep,
+                Mode::Live => verify::Mode::Live,
+            },
+            interval: self.interval_ms,
+            self_check: match self.self_check {
+                SelfCheck::Every => verify::SelfCheck::Every,
+                SelfCheck::Final => verify::SelfCheck::Final,
+                SelfCheck::Off => verify::SelfCheck::Off,
+            },
+            dest: self.dest.clone(),
+        })
+    }
+
+    fn logs(&self, accelerator: Accelerator) -> Result<Vec<DirtyLogKind>, Ending> {
+        let mut logs = Vec::new();
+        for &choice in &self.dirty_log {
+            let kind = match choice {
+                LogChoice::Auto => match accelerator {
+                    Accelerator::Emulator => DirtyLogKind::Emulator,
+                    Accelerator::Kvm => DirtyLogKind::Bitmap,
+                },
+                LogChoice::Bitmap => DirtyLogKind::Bitmap,
+                LogChoice::Manual => DirtyLogKind::Manual,
+                LogChoice::Initset => DirtyLogKind::Initset,
+                LogChoice::Ring => DirtyLogKind::Ring,
+                LogChoice::PagemapScan => DirtyLogKind::PagemapScan,
+                LogChoice::Emulator => DirtyLogKind::Emulator,
+            };
+            if logs.contains(&kind) {
+                return Err(Ending::usage(format!("--dirty-log names {kind} twice")));
+            }
+            let fits = match kind {
+                DirtyLogKind::PagemapScan => true,
+                DirtyLogKind::Emulator => accelerator == Accelerator::Emulator,
+                _ => accelerator == Accelerator::Kvm,
+            };
+            if !fits {
+                return Err(Ending::skip(format!(
+                    "the dirty log {kind} is not one that the accelerator {accelerator} has; use --dirty-log auto"
+                )));
+            }
+            logs.push(kind);
+        }
+        Ok(logs)
+    }
+}
+
+/// The workload that `text` names.
+///
+/// # Errors
+/// An [`Ending`] with status 2 that names the offending word.
+pub(crate) fn parse_workload(text: &str) -> Result<Workload, Ending> {
+    Workload::parse(text).map_err(|error| Ending::usage(format!("--workload: {error}")))
+}
+
+/// Refuses a workload that the region cannot hold.
+///
+/// # Errors
+/// An [`Ending`] with status 2 that says what is needed.
+pub(crate) fn check_plan(workload: &Workload, seed: u64, geometry: Geometry) -> Result<(), Ending> {
+    Plan::new(workload, seed, geometry)
+        .map(|_| ())
+        .map_err(|error| Ending::usage(format!("--workload {workload}: {error}")))
+}
+
+/// The ELF file to run: the one asked for, or the built firmware beside this program or below the current directory.
+fn firmware(asked: Option<&Path>) -> Result<PathBuf, Ending> {
+    if let Some(path) = asked {
+        return Ok(path.to_owned());
+    }
+    let built = Path::new(FIRMWARE_TARGET).join("release").join("firmware");
+    let beside = std::env::current_exe().ok().and_then(|program| Some(program.parent()?.parent()?.join(&built)));
+    let below = Path::new("target").join(&built);
+    let candidates = [beside, Some(below)];
+    candidates.into_iter().flatten().find(|path| path.is_file()).ok_or_else(|| {
+        Ending::usage(format!(
+            "no built firmware found: build it with `cargo build --release -p firmware --target {FIRMWARE_TARGET}`, or \
+             name one with --firmware"
+        ))
+    })
+}

@@ -1,0 +1,63 @@
+//! Lockstep: all vCPUs park at a barrier each pass, and everything is checked exactly.
+
+use abi::hypercall::Command;
+
+use super::{PassError, Session};
+use crate::dirty::PageBitmap;
+use crate::verify::SelfCheck;
+use crate::verify::model::Model;
+use crate::verify::oracle::judge_sets;
+
+/// How many passes, of how much work.
+#[derive(Clone, Copy, Debug)]
+pub struct Lockstep {
+    /// Passes after pass 0.
+    pub passes: u64,
+    /// Steps of every vCPU in each.
+    pub steps_per_pass: u64,
+    /// When the guest checks itself.
+    pub self_check: SelfCheck,
+}
+
+impl Lockstep {
+    /// Runs all passes.
+    ///
+    /// # Errors
+    /// [`PassError`] where guest or host cannot go on; failed checks are in the ledger.
+    pub fn run(&self, session: &mut Session<'_>, model: &mut Model) -> Result<(), PassError> {
+        let mut first = 0;
+        for pass in 0..=self.passes {
+            let count = if pass == 0 { 1 } else { self.steps_per_pass };
+            pass_with(session, model, pass, first..first + count)?;
+            first += count;
+            if self.self_check == SelfCheck::Every && pass < self.passes {
+                session.self_check(pass, first)?;
+            }
+        }
+        if self.self_check != SelfCheck::Off {
+            session.self_check(self.passes, first)?;
+        }
+        session.conclude(self.passes)
+    }
+}
+
+/// One pass over `steps`: run, harvest, copy, compare sets and digests. Returns what was harvested.
+pub(super) fn pass_with(
+    session: &mut Session<'_>,
+    model: &mut Model,
+    pass: u64,
+    steps: std::ops::Range<u64>,
+) -> Result<PageBitmap, PassError> {
+    (session.before_pass)(pass)?;
+    session.guest.run_all(Command::RunSteps { first: steps.start, count: steps.end - steps.start })?;
+    let predicted = model.advance_all(steps.end, session.page_bytes());
+    let mut copied = session.harvest(pass)?;
+    session.copy(&mut copied)?;
+    let verdict = judge_sets(&predicted, &copied.harvested, &session.circumstances(pass));
+    let mut entry = copied.entry;
+    entry.predicted = predicted.count();
+    session.judge(&mut entry, &verdict);
+    session.check_digests(model, &mut entry)?;
+    session.finish(entry);
+    Ok(copied.harvested)
+}

@@ -1,0 +1,179 @@
+//! Planted faults: every kind of bug that the bench is to find, planted once, and which checker found it.
+//!
+//! A run without a fault comes first: a bench that cries wolf proves nothing. A fault counts as detected only if the
+//! first mismatch names the page and the pass in which it was planted.
+
+use workload::Workload;
+
+use super::interrupt::Interrupt;
+use super::model::Model;
+use super::passes::{Plant, RunError, blank_ledger, plan, run_with};
+use super::{Mode, SelfCheck, Spec};
+use crate::backend::PlantedFault;
+use crate::machine::Clock;
+use crate::pass::{Interference, InterferenceKind};
+use crate::report::{FaultEntry, Ledger, Progress, Verdict};
+
+/// The pass in which faults strike: late enough for copies and tags to be there.
+const STRIKE: u64 = 2;
+/// Writes the same pages in every step, so that a tag that survives a harvest is used again.
+const SAME_PAGES: &str = "dirtyram:pages=512,step=32,sleep_ms=0";
+/// Writes whole pages of random bytes, so that any two differ.
+const OTHER_BYTES: &str = "full:writes=16";
+
+/// A fault to plant.
+struct Fault {
+    name: &'static str,
+    workload: &'static str,
+    /// Makes the plant from the first pages that the striking pass writes, and one that it does not.
+    plant: fn(&Pages) -> Plant,
+}
+
+/// Pages to strike.
+struct Pages {
+    /// Two pages that the striking pass writes.
+    written: [u64; 2],
+    /// A page that it does not write.
+    clean: u64,
+    /// Address of the first written page.
+    gpa: abi::Gpa,
+}
+
+fn interference(page: u64, kind: InterferenceKind) -> Plant {
+    Plant::Vmm(Interference { pass: STRIKE, page, kind })
+}
+
+const FAULTS: [Fault; 10] = [
+    Fault {
+        name: "log-drops-bit",
+        workload: OTHER_BYTES,
+        plant: |pages| Plant::Log { before_pass: STRIKE, fault: PlantedFault::DropBit { gpa: pages.gpa } },
+    },
+    Fault {
+        name: "log-skips-page",
+        workload: OTHER_BYTES,
+        plant: |pages| Plant::Log { before_pass: STRIKE, fault: PlantedFault::SkipPage { gpa: pages.gpa } },
+    },
+    Fault {
+        name: "tlb-keeps-stale-tag",
+        workload: SAME_PAGES,
+        // The harvest of the pass before leaves the tag; the write through it is lost in the striking pass.
+        plant: |pages| Plant::Log { before_pass: STRIKE - 1, fault: PlantedFault::StaleTag { gpa: pages.gpa } },
+    },
+    Fault {
+        name: "harvest-loses-bit",
+        workload: OTHER_BYTES,
+        plant: |pages| interference(pages.written[0], InterferenceKind::LoseBit),
+    },
+    Fault {
+        name: "log-adds-page",
+        workload: OTHER_BYTES,
+        plant: |pages| interference(pages.clean, InterferenceKind::AddBit),
+    },
+    Fault {
+        name: "copier-skips-page",
+        workload: OTHER_BYTES,
+        plant: |pages| interference(pages.written[0], InterferenceKind::SkipPage),
+    },
+    Fault {
+        name: "copier-swaps-pages",
+        workload: OTHER_BYTES,
+        plant: |pages| interference(pages.written[0], InterferenceKind::SwapPages { other: pages.written[1] }),
+    },
+    Fault {
+        name: "copier-flips-bit",
+        workload: OTHER_BYTES,
+        plant: |pages| interference(pages.written[0], InterferenceKind::FlipBit),
+    },
+    Fault {
+        name: "copier-leaves-tail",
+        workload: OTHER_BYTES,
+        plant: |pages| interference(pages.written[0], InterferenceKind::LeaveTail),
+    },
+    Fault {
+        name: "write-behind-the-log",
+        workload: OTHER_BYTES,
+        plant: |pages| interference(pages.clean, InterferenceKind::WriteBehindTheLog),
+    },
+];
+
+/// Plants every fault in a run of its own on the machine of `spec`.
+///
+/// # Errors
+/// [`RunError`] where a run cannot be made; a fault that is not detected is in the ledger.
+pub fn run_faults(spec: &Spec, interrupt: &Interrupt, progress: &Progress) -> Result<Ledger, RunError> {
+    let mut ledger = blank_ledger(spec);
+    let sound = run_with(&spec_of(spec, OTHER_BYTES), None, interrupt, &Progress::hidden())?;
+    if sound.verdict != Verdict::Pass {
+        ledger.verdict = sound.verdict;
+        ledger.reason = Some("the run without a fault does not pass".to_owned());
+        ledger.mismatches = sound.mismatches;
+        return Ok(ledger);
+    }
+    for fault in FAULTS {
+        let spec = spec_of(spec, fault.workload);
+        let pages = pages_to_strike(&spec)?;
+        let plant = (fault.plant)(&pages);
+        let page = match plant {
+            Plant::Vmm(Interference { page, .. }) => page,
+            Plant::Log { .. } => pages.written[0],
+        };
+        let run = run_with(&spec, Some(plant), interrupt, &Progress::hidden())?;
+        let found = run.mismatches.iter().find(|mismatch| mismatch.page.is_some());
+        let detected = found.is_some_and(|found| found.pass == STRIKE && found.page == Some(page));
+        let mut by: Vec<String> = Vec::new();
+        for mismatch in run.mismatches.iter().filter(|mismatch| mismatch.pass >= STRIKE) {
+            if !by.contains(&mismatch.check) {
+                by.push(mismatch.check.clone());
+            }
+        }
+        let entry = FaultEntry {
+            fault: fault.name.to_owned(),
+            planted: format!("pass {STRIKE}, page {page}"),
+            detected,
+            by,
+            pass: run.mismatches.first().map(|mismatch| mismatch.pass),
+        };
+        if !detected {
+            ledger.verdict = Verdict::Fail;
+            ledger.reason = Some(format!("the fault {} was not detected where it was planted", fault.name));
+        }
+        progress.advance(fault.name.to_owned());
+        ledger.faults.push(entry);
+    }
+    Ok(ledger)
+}
+
+/// How many faults [`run_faults`] plants.
+pub const fn fault_count() -> u64 {
+    FAULTS.len() as u64
+}
+
+/// A short lockstep run of `workload`, reproducible, on the machine of `spec`.
+fn spec_of(spec: &Spec, workload: &str) -> Spec {
+    let mut spec = spec.clone();
+    spec.workload = Workload::parse(workload).expect("the workloads of this table parse");
+    (spec.machine.pattern, spec.machine.params) = spec.workload.encode();
+    spec.machine.clock = Clock::Icount;
+    spec.passes = STRIKE + 1;
+    spec.steps_per_pass = 1;
+    spec.mode = Mode::Lockstep;
+    spec.self_check = SelfCheck::Off;
+    spec.machine.share = None;
+    spec.dest = None;
+    spec
+}
+
+fn pages_to_strike(spec: &Spec) -> Result<Pages, RunError> {
+    let page_bytes = spec.machine.layout()?.log_page_bytes();
+    let mut model = Model::new(plan(spec)?);
+    model.advance_all(STRIKE, page_bytes);
+    let written = model.advance_all(STRIKE + 1, page_bytes);
+    let mut in_order = written.iter();
+    let (Some(first), Some(second)) = (in_order.next(), in_order.next()) else {
+        unreachable!("the workloads of this table write many pages a step")
+    };
+    let clean = (0..written.pages()).find(|&page| !written.test(page)).expect("and leave most pages alone");
+    let gpa = model.base().checked_add(first * page_bytes).expect("a region does not wrap");
+    Ok(Pages { written: [first, second], clean, gpa })
+}

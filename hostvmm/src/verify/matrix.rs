@@ -1,0 +1,83 @@
+//! The matrix: every granule and VA size × pattern × vCPU count × mode that the host can run, one verdict.
+
+use abi::VaBits;
+use workload::Workload;
+
+use super::interrupt::Interrupt;
+use super::passes::{RunError, blank_ledger, run_with};
+use super::{Mode, Spec};
+use crate::report::{Ledger, Progress, Verdict};
+
+/// What the matrix ranges over.
+#[derive(Clone, Debug)]
+pub struct Axes {
+    /// Granules with VA sizes.
+    pub translations: Vec<VaBits>,
+    /// Workloads.
+    pub workloads: Vec<Workload>,
+    /// vCPU counts.
+    pub vcpus: Vec<usize>,
+    /// Modes.
+    pub modes: Vec<Mode>,
+}
+
+impl Axes {
+    /// Every cell as a spec of its own.
+    pub fn cells(&self, spec: &Spec) -> Vec<Spec> {
+        let mut cells = Vec::new();
+        for &va in &self.translations {
+            for workload in &self.workloads {
+                for &vcpus in &self.vcpus {
+                    for &mode in &self.modes {
+                        let mut cell = spec.clone();
+                        cell.scenario = "passes";
+                        cell.machine.va = va;
+                        cell.workload = *workload;
+                        (cell.machine.pattern, cell.machine.params) = workload.encode();
+                        cell.machine.vcpus = vcpus;
+                        cell.mode = mode;
+                        cells.push(cell);
+                    }
+                }
+            }
+        }
+        cells
+    }
+}
+
+/// Runs every cell; a cell that cannot be run on this host is skipped with its reason, and does not end the matrix.
+///
+/// # Errors
+/// [`RunError`] where a cell can be run nowhere: its input is bad.
+pub fn run_matrix(spec: &Spec, axes: &Axes, interrupt: &Interrupt, progress: &Progress) -> Result<Ledger, RunError> {
+    let mut whole = blank_ledger(spec);
+    whole.verdict = Verdict::Skip;
+    for cell in axes.cells(spec) {
+        let mut ledger = match run_with(&cell, None, interrupt, &Progress::hidden()) {
+            Ok(ledger) => ledger,
+            Err(error) if error.is_unavailable() => {
+                let mut ledger = blank_ledger(&cell);
+                ledger.verdict = Verdict::Skip;
+                ledger.reason = Some(error.to_string());
+                ledger
+            }
+            Err(error) => return Err(error),
+        };
+        let name = format!("{} {} vcpus={}", cell.machine.va, cell.workload, cell.machine.vcpus);
+        if ledger.verdict == Verdict::Fail {
+            progress.line(&format!("FAIL {name}: {}", ledger.reproduce));
+        }
+        progress.advance(name);
+        whole.verdict = whole.verdict.and(ledger.verdict);
+        // The whole's mismatches are the cells'; a cell keeps its own.
+        whole.mismatches.extend(ledger.mismatches.iter().take(1).cloned());
+        ledger.cells.clear();
+        whole.cells.push(ledger);
+        if interrupt.is_raised() {
+            whole.verdict = Verdict::Fail;
+            whole.reason = Some("interrupted".to_owned());
+            break;
+        }
+    }
+    Ok(whole)
+}

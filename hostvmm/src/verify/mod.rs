@@ -1,0 +1,74 @@
+//! Scenarios: what is run, what is checked, and what it proves.
+//!
+//! - [`Spec`]: one run as the command line asks for it;
+//! - [`run_passes`], [`run_matrix`], [`run_faults`]: the scenarios, each yielding a [`crate::report::Ledger`];
+//! - [`model`], [`oracle`]: what memory and the dirty log must be, from the plan alone;
+//! - [`faults`]: what is planted to see the checkers fail.
+//!
+//! Scenarios see the traits of [`crate::backend`] and [`crate::dirty`], never a concrete backend.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use workload::Workload;
+
+use crate::backend::Unavailable;
+use crate::dirty::DirtyLogKind;
+use crate::machine::MachineConfig;
+
+/// One run as asked for: machine, guest, workload, log, passes, destination.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Name of the scenario in the ledger.
+    pub scenario: &'static str,
+    /// The machine.
+    pub machine: MachineConfig,
+    /// The guest's ELF file.
+    pub firmware: PathBuf,
+    /// What the guest writes.
+    pub workload: Workload,
+    /// Dirty logs; the sets of several are compared.
+    pub logs: Vec<DirtyLogKind>,
+    /// Passes after pass 0.
+    pub passes: u64,
+    /// Steps that each vCPU executes in a lockstep pass.
+    pub steps_per_pass: u64,
+    /// Barrier each pass, or not.
+    pub mode: Mode,
+    /// In live mode: how long the guest runs between two harvests.
+    pub interval: Duration,
+    /// When the guest checks its own memory.
+    pub self_check: SelfCheck,
+    /// File that receives the copy; anonymous memory without one.
+    pub dest: Option<PathBuf>,
+}
+
+/// Whether the guest stands still while a pass is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// All vCPUs park at a barrier each pass; everything is checked exactly.
+    Lockstep,
+    /// The guest runs on; staleness is bounded, and the final pass is exact.
+    Live,
+}
+
+impl Mode {
+    /// The mode's name on the command line and in the ledger.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lockstep => "lockstep",
+            Self::Live => "live",
+        }
+    }
+}
+
+/// When the guest compares its own memory with the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SelfCheck {
+    /// After every lockstep pass.
+    Every,
+    /// After the last pass.
+    Final,
+    /// Never.
+    Off,
+}

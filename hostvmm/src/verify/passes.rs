@@ -1,0 +1,290 @@
+//! The scenario `passes`: one machine, one workload, harvest, copy and check pass by pass.
+
+use abi::Gpa;
+use workload::{Geometry, Plan, PlanError};
+
+use super::interrupt::Interrupt;
+use super::model::Model;
+use super::running::RunningGuest;
+use super::{Mode, Spec};
+use crate::backend::{BackendError, PlantedFault, VmHandle};
+use crate::dirty::{DirtyLog, DirtyLogKind, EmulatorLog, PagemapScanLog, PagemapScanUnavailable, SeveralLogs};
+use crate::machine::{BuildError, Clock, ConfigError, Image, LoadError, Machine, Transport};
+use crate::memory::{MemoryError, SlotId};
+use crate::pass::{CopyTarget, GuestError, Interference, Live, Lockstep, PassError, Session, TargetError, Threads};
+use crate::replicate::{BitmapFileError, ServeError};
+use crate::report::{Ledger, Mismatch, Progress, RegionEntry, Verdict};
+
+/// Why a run could not be made, or not be finished for a reason that no check found.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The machine asked for is none.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The firmware is none.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The machine could not be built.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The workload does not fit the region.
+    #[error("the workload does not fit: {0}")]
+    Plan(PlanError),
+    /// This host has no PAGEMAP_SCAN.
+    #[error(transparent)]
+    PagemapScan(#[from] PagemapScanUnavailable),
+    /// The accelerator has no such dirty log.
+    #[error("the dirty log {0} is not available here")]
+    NoSuchLog(DirtyLogKind),
+    /// The destination cannot be used.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The bitmap file cannot be used.
+    #[error(transparent)]
+    BitmapFile(#[from] BitmapFileError),
+    /// A replicator cannot be served any more.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The accelerator refused.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// Memory could not be read.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+impl RunError {
+    /// Whether the host lacks what was asked for: nothing is proven and nothing failed.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::PagemapScan(_) | Self::NoSuchLog(_) | Self::Build(BuildError::Unavailable(_)))
+    }
+
+    /// Whether the user asked for something that cannot be.
+    pub fn is_input(&self) -> bool {
+        matches!(
+            self,
+            Self::Config(_) | Self::Load(_) | Self::Build(_) | Self::Plan(_) | Self::Target(_) | Self::BitmapFile(_)
+        )
+    }
+}
+
+/// A fault to plant in a run.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Plant {
+    /// In the accelerator's log or TLB, before the steps of this pass.
+    Log {
+        /// Which pass.
+        before_pass: u64,
+        /// What.
+        fault: PlantedFault,
+    },
+    /// In the VMM.
+    Vmm(Interference),
+}
+
+/// Runs `spec` and checks every pass.
+///
+/// # Errors
+/// [`RunError`] where the run cannot be made; what checks find is in the ledger.
+pub fn run_passes(spec: &Spec, interrupt: &Interrupt, progress: &Progress) -> Result<Ledger, RunError> {
+    run_with(spec, None, interrupt, progress)
+}
+
+/// [`run_passes`] with a fault planted.
+pub(super) fn run_with(
+    spec: &Spec,
+    plant: Option<Plant>,
+    interrupt: &Interrupt,
+    progress: &Progress,
+) -> Result<Ledger, RunError> {
+    let mut model = Model::new(plan(spec)?);
+    let image = Image::open(&spec.firmware)?;
+    image.check_fits(spec.machine.layout()?.ram())?;
+    let target = target(spec)?;
+    let machine = Machine::build(&spec.machine, &image)?;
+    let log = logs(spec, &machine)?;
+    let mut ledger = blank_ledger(spec);
+    let vm = machine.vm();
+    let mut before_pass = |pass: u64| plant_in_log(&vm, plant, pass);
+    let result = RunningGuest::start(&machine, interrupt, progress).map_err(PassError::from).and_then(|mut guest| {
+        let mut session = Session {
+            guest: &mut guest,
+            memory: machine.memory(),
+            log,
+            target: &target,
+            interference: match plant {
+                Some(Plant::Vmm(interference)) => Some(interference),
+                _ => None,
+            },
+            before_pass: &mut before_pass,
+            ledger: &mut ledger,
+            progress,
+            threads: Threads::of_host(),
+        };
+        session.start()?;
+        let &Spec { passes, steps_per_pass, interval, self_check, .. } = spec;
+        match spec.mode {
+            Mode::Lockstep => Lockstep { passes, steps_per_pass, self_check }.run(&mut session, &mut model)?,
+            Mode::Live => Live { passes, interval, self_check }.run(&mut session, model)?,
+        }
+        Ok(guest.power_off()?)
+    });
+    if let Err(error) = result {
+        conclude_early(&mut ledger, &error);
+    }
+    target.sync()?;
+    Ok(ledger)
+}
+
+fn plant_in_log(vm: &VmHandle, plant: Option<Plant>, pass: u64) -> Result<(), BackendError> {
+    match plant {
+        Some(Plant::Log { before_pass, fault }) if before_pass == pass => vm.plant_fault(fault),
+        _ => Ok(()),
+    }
+}
+
+/// The verdict of a run that ended before its last pass.
+pub(super) fn conclude_early(ledger: &mut Ledger, error: &PassError) {
+    ledger.verdict = Verdict::Fail;
+    ledger.reason = Some(with_causes(error));
+    let pass = ledger.passes.len() as u64;
+    match error {
+        PassError::Guest(GuestError::Unsupported(_)) => ledger.verdict = Verdict::Skip,
+        PassError::Guest(GuestError::WrongResult { at, expected, found, .. }) => ledger.fail(Mismatch {
+            check: "executed-code".to_owned(),
+            pass,
+            page: None,
+            gpa: Some(at.raw()),
+            expected: format!("{expected:#x}"),
+            found: format!("{found:#x}"),
+        }),
+        PassError::Guest(GuestError::Exception(text)) => {
+            eprintln!("{text}");
+            ledger.reason = Some("the guest took an unexpected exception".to_owned());
+        }
+        _ => {}
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+/// The plan that guest and model execute.
+pub(super) fn plan(spec: &Spec) -> Result<Plan, RunError> {
+    let machine = &spec.machine;
+    let geometry = Geometry {
+        region: machine.layout()?.region(),
+        granule: machine.va.granule(),
+        vcpus: machine.vcpus as u32,
+    };
+    Plan::new(&spec.workload, machine.seed, geometry).map_err(RunError::Plan)
+}
+
+fn target(spec: &Spec) -> Result<CopyTarget, RunError> {
+    let len_bytes = spec.machine.region_bytes;
+    let Some(path) = &spec.dest else { return Ok(CopyTarget::anonymous(len_bytes)?) };
+    if let Some(share) = spec.machine.share.as_ref().and_then(|share| std::fs::File::open(share).ok()) {
+        CopyTarget::check_not(path, &share)?;
+    }
+    Ok(CopyTarget::file(path, len_bytes)?)
+}
+
+/// The logs that `spec` asks for, all stopped.
+pub(super) fn logs(spec: &Spec, machine: &Machine) -> Result<SeveralLogs, RunError> {
+    let make = |&kind: &DirtyLogKind| -> Result<Box<dyn DirtyLog>, RunError> {
+        match kind {
+            DirtyLogKind::Emulator => Ok(Box::new(EmulatorLog::new(machine.vm(), machine.memory(), &[SlotId::Region]))),
+            DirtyLogKind::PagemapScan => Ok(Box::new(PagemapScanLog::new(machine.memory(), &[SlotId::Region])?)),
+            kind => Err(RunError::NoSuchLog(kind)),
+        }
+    };
+    let logs = spec.logs.iter().map(make).collect::<Result<_, _>>()?;
+    Ok(SeveralLogs::new(machine.memory(), logs))
+}
+
+/// The ledger of a run that has not begun: what was asked for.
+pub(super) fn blank_ledger(spec: &Spec) -> Ledger {
+    let machine = &spec.machine;
+    let layout = machine.layout().ok();
+    let kinds: Vec<String> = spec.logs.iter().map(ToString::to_string).collect();
+    Ledger {
+        schema: crate::report::ledger::SCHEMA.to_owned(),
+        verdict: Verdict::Pass,
+        reason: None,
+        scenario: spec.scenario.to_owned(),
+        accelerator: machine.accelerator.to_string(),
+        provenance: machine.accelerator.to_string(),
+        arch: "aarch64".to_owned(),
+        granule: machine.va.granule().to_string(),
+        va_bits: machine.va.bits(),
+        host_page: layout.map_or(0, |layout| layout.log_page_bytes()),
+        vcpus: machine.vcpus as u32,
+        dirty_log: kinds.join(","),
+        workload: spec.workload.to_string(),
+        seed: machine.seed,
+        mode: spec.mode.name().to_owned(),
+        clock: clock_name(machine.clock).to_owned(),
+        region: RegionEntry {
+            gpa: layout.map_or(0, |layout| Gpa::raw(layout.region().start())),
+            size: machine.region_bytes,
+            sum_r_source: None,
+            sum_r_dest: None,
+            equal: None,
+        },
+        passes: Vec::new(),
+        migration: None,
+        faults: Vec::new(),
+        mismatches: Vec::new(),
+        cells: Vec::new(),
+        reproduce: reproduce(spec, &kinds.join(",")),
+    }
+}
+
+const fn clock_name(clock: Clock) -> &'static str {
+    match clock {
+        Clock::Wall => "wall",
+        Clock::Icount => "icount",
+    }
+}
+
+/// A command line that repeats the run.
+fn reproduce(spec: &Spec, logs: &str) -> String {
+    let machine = &spec.machine;
+    let scenario = if spec.scenario == "run" { "run".to_owned() } else { format!("verify {}", spec.scenario) };
+    let mut line = format!(
+        "hostvmm {scenario} --accel {} --dirty-log {logs} --granule {} --va-bits {} --vcpus {} --ram {} --region-size {} \
+         --workload {} --seed {} --passes {} --steps-per-pass {} --mode {} --clock {}",
+        machine.accelerator,
+        machine.va.granule(),
+        machine.va.bits(),
+        machine.vcpus,
+        machine.ram_bytes,
+        machine.region_bytes,
+        spec.workload,
+        machine.seed,
+        spec.passes,
+        spec.steps_per_pass,
+        spec.mode.name(),
+        clock_name(machine.clock),
+    );
+    if let Some(base) = machine.region_base {
+        line.push_str(&format!(" --region-base {base}"));
+    }
+    if let Some(bytes) = machine.log_page_bytes.filter(|&bytes| bytes != 4096) {
+        line.push_str(&format!(" --host-page {}k", bytes >> 10));
+    }
+    if spec.mode == Mode::Live {
+        line.push_str(&format!(" --interval-ms {}", spec.interval.as_millis()));
+    }
+    if machine.transport == Transport::Hvc {
+        line.push_str(" --hypercall hvc");
+    }
+    line
+}

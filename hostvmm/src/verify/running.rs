@@ -1,0 +1,237 @@
+//! A running machine as the passes see it: [`RunningGuest`] is [`Guest`] over [`Vcpus`].
+
+use std::time::{Duration, Instant};
+
+use abi::GuestRange;
+use abi::hypercall::{Command, Outcome};
+
+use super::interrupt::Interrupt;
+use crate::machine::{Clock, Machine};
+use crate::pass::{Guest, GuestError};
+use crate::report::Progress;
+use crate::vcpus::{Event, Vcpus, VcpusError, Wait};
+
+/// Guest time that one instruction takes with the instruction clock, in ns (docs/adr/0005-icount.md).
+const NS_PER_INSTRUCTION: u128 = 1;
+
+/// A guest on real vCPUs.
+pub struct RunningGuest<'a> {
+    vcpus: Vcpus,
+    clock: Clock,
+    /// What each parked vCPU answered last; `None` while it executes a command.
+    outcomes: Vec<Option<Outcome>>,
+    interrupt: &'a Interrupt,
+    progress: &'a Progress,
+}
+
+impl<'a> RunningGuest<'a> {
+    /// Starts the machine's vCPUs and waits until each has called for its first command.
+    ///
+    /// # Errors
+    /// [`GuestError`] where one does something else.
+    pub fn start(machine: &Machine, interrupt: &'a Interrupt, progress: &'a Progress) -> Result<Self, GuestError> {
+        let vcpus = Vcpus::start(machine).map_err(control_error)?;
+        interrupt.attach(vcpus.interrupter());
+        let config = machine.config();
+        let mut guest = Self { vcpus, clock: config.clock, outcomes: vec![None; config.vcpus], interrupt, progress };
+        guest.wait_parked(None)?;
+        for (vcpu, outcome) in guest.outcomes.iter().enumerate() {
+            match outcome {
+                Some(Outcome::Ready { .. }) | None => {}
+                Some(outcome) => return Err(GuestError::from_outcome(vcpu, *outcome)),
+            }
+        }
+        Ok(guest)
+    }
+
+    /// Ends the guest in an orderly way: it turns itself off.
+    ///
+    /// # Errors
+    /// [`GuestError`] where it does something else.
+    pub fn power_off(mut self) -> Result<(), GuestError> {
+        // vCPU 0 last: it turns the machine off.
+        for vcpu in (0..self.outcomes.len()).rev() {
+            self.give(&[(vcpu, Command::Stop)])?;
+        }
+        loop {
+            match self.vcpus.wait_event(None) {
+                Wait::Event(Event::SystemOff) => return Ok(()),
+                Wait::Event(Event::CpuOff { .. }) => {}
+                Wait::Event(event) => self.take(event)?,
+                Wait::TimedOut => {}
+                Wait::Interrupted => return Err(GuestError::Interrupted),
+            }
+        }
+    }
+
+    fn give(&mut self, commands: &[(usize, Command)]) -> Result<(), GuestError> {
+        for &(vcpu, _) in commands {
+            self.outcomes[vcpu] = None;
+        }
+        self.vcpus.command_all(commands).map_err(control_error)
+    }
+
+    /// Waits until all vCPUs are parked, or until `deadline`; returns whether they are.
+    fn wait_parked(&mut self, deadline: Option<Instant>) -> Result<bool, GuestError> {
+        while self.outcomes.iter().any(Option::is_none) {
+            let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            match self.vcpus.wait_event(timeout) {
+                Wait::Event(event) => self.take(event)?,
+                Wait::TimedOut => return Ok(false),
+                Wait::Interrupted => return Err(GuestError::Interrupted),
+            }
+        }
+        Ok(true)
+    }
+
+    fn take(&mut self, event: Event) -> Result<(), GuestError> {
+        let unexpected = |vcpu, what: &str| Err(GuestError::Unexpected { vcpu, what: what.to_owned() });
+        match event {
+            Event::Parked { vcpu, outcome } => {
+                self.outcomes[vcpu] = Some(outcome);
+                Ok(())
+            }
+            Event::Console(line) => {
+                self.progress.line(&format!("guest: {line}"));
+                Ok(())
+            }
+            Event::Diagnostic(line) => {
+                self.progress.line(&line);
+                Ok(())
+            }
+            Event::Exception(exception) => Err(GuestError::Exception(exception.to_string())),
+            Event::Panic { vcpu, text } => Err(GuestError::Panic { vcpu, text }),
+            Event::CpuOff { vcpu } => unexpected(vcpu, "turned itself off"),
+            Event::SystemOff => unexpected(0, "turned the machine off"),
+            Event::SystemReset => unexpected(0, "reset the machine"),
+            Event::Error { error, .. } => Err(error.into()),
+        }
+    }
+
+    /// Every vCPU has executed steps: the first that each has not.
+    fn ran(&self) -> Result<Vec<u64>, GuestError> {
+        let next = |(vcpu, outcome): (usize, &Option<Outcome>)| match outcome {
+            Some(Outcome::Ran { next }) => Ok(*next),
+            Some(outcome) => Err(GuestError::from_outcome(vcpu, *outcome)),
+            None => Err(GuestError::Unexpected { vcpu, what: "is not parked".to_owned() }),
+        };
+        self.outcomes.iter().enumerate().map(next).collect()
+    }
+
+    /// Lets vCPU 0 execute `command` while the others stay parked.
+    fn ask(&mut self, command: Command) -> Result<Outcome, GuestError> {
+        let others: Vec<_> = self.outcomes.clone();
+        self.give(&[(0, command)])?;
+        self.wait_parked(None)?;
+        let outcome = self.outcomes[0].unwrap_or(Outcome::SelfCheckPassed);
+        // What the last steps came to stays known.
+        self.outcomes = others;
+        Ok(outcome)
+    }
+
+    fn progress_of(&self, what: fn(&crate::vcpus::Progress) -> u64) -> Result<Vec<u64>, GuestError> {
+        (0..self.outcomes.len())
+            .map(|vcpu| self.vcpus.progress(vcpu).map(|progress| what(&progress)).map_err(control_error))
+            .collect()
+    }
+}
+
+impl Drop for RunningGuest<'_> {
+    fn drop(&mut self) {
+        self.interrupt.detach();
+    }
+}
+
+impl Guest for RunningGuest<'_> {
+    fn vcpus(&self) -> usize {
+        self.outcomes.len()
+    }
+
+    fn run_all(&mut self, command: Command) -> Result<(), GuestError> {
+        self.start_all(command)?;
+        if self.clock == Clock::Icount {
+            self.vcpus.resume();
+        }
+        self.wait_parked(None)?;
+        self.ran().map(|_| ())
+    }
+
+    fn start_all(&mut self, command: Command) -> Result<(), GuestError> {
+        if self.clock == Clock::Icount {
+            // Nothing runs before `run_for` says for how long.
+            self.vcpus.pause();
+        }
+        let commands: Vec<_> = (0..self.outcomes.len()).map(|vcpu| (vcpu, command)).collect();
+        self.give(&commands)
+    }
+
+    fn run_for(&mut self, interval: Duration) -> Result<bool, GuestError> {
+        if self.outcomes.iter().all(Option::is_some) {
+            // Nothing executes; the caller waits for somebody else, and may be interrupted.
+            return match self.vcpus.wait_event(Some(interval)) {
+                Wait::Event(event) => self.take(event).map(|()| true),
+                Wait::TimedOut => Ok(true),
+                Wait::Interrupted => Err(GuestError::Interrupted),
+            };
+        }
+        match self.clock {
+            Clock::Wall => self.wait_parked(Some(Instant::now() + interval)),
+            Clock::Icount => {
+                let instructions = (interval.as_nanos() / NS_PER_INSTRUCTION).max(1) as u64;
+                self.vcpus.run_slice(instructions).map_err(control_error)?;
+                self.wait_parked(Some(Instant::now()))
+            }
+        }
+    }
+
+    fn stop_steps(&mut self) -> Result<(), GuestError> {
+        for vcpu in 0..self.outcomes.len() {
+            self.vcpus.request_stop(vcpu).map_err(control_error)?;
+        }
+        if self.clock == Clock::Icount {
+            self.vcpus.resume();
+        }
+        self.wait_parked(None)?;
+        let next = self.ran()?;
+        let most = next.iter().copied().max().unwrap_or(0);
+        let behind: Vec<_> = next
+            .iter()
+            .enumerate()
+            .filter(|&(_, &next)| next < most)
+            .map(|(vcpu, &next)| (vcpu, Command::RunSteps { first: next, count: most - next }))
+            .collect();
+        self.give(&behind)?;
+        self.wait_parked(None)?;
+        self.ran().map(|_| ())
+    }
+
+    fn started(&self) -> Result<Vec<u64>, GuestError> {
+        self.progress_of(|progress| progress.started)
+    }
+
+    fn completed(&self) -> Result<Vec<u64>, GuestError> {
+        self.progress_of(|progress| progress.completed)
+    }
+
+    fn digest(&mut self, range: GuestRange, pass: u64) -> Result<u64, GuestError> {
+        match self.ask(Command::Digest { range, pass })? {
+            Outcome::Digest { value } => Ok(value),
+            outcome => Err(GuestError::from_outcome(0, outcome)),
+        }
+    }
+
+    fn self_check(&mut self, steps: u64) -> Result<(), GuestError> {
+        match self.ask(Command::SelfCheck { steps })? {
+            Outcome::SelfCheckPassed => Ok(()),
+            outcome => Err(GuestError::from_outcome(0, outcome)),
+        }
+    }
+}
+
+fn control_error(error: VcpusError) -> GuestError {
+    match error {
+        VcpusError::Interrupted => GuestError::Interrupted,
+        VcpusError::Memory { source, .. } => GuestError::Memory(source),
+        error => GuestError::Control(error),
+    }
+}
