@@ -1,0 +1,103 @@
+//! `hostvmm probe`: what this host offers, and why it does not offer the rest.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::backend::why_no_kvm;
+use crate::dirty::{DirtyLogKind, PagemapScanLog};
+use crate::memory::host_page_bytes;
+use crate::report::Verdict;
+
+/// Value of the field `schema` of the JSON form.
+const SCHEMA: &str = "tidemark-probe/1";
+
+/// The findings could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {path}: {source}; choose another place with --json", path = path.display())]
+pub struct ProbeError {
+    path: PathBuf,
+    source: std::io::Error,
+}
+
+/// What the host offers.
+#[derive(Debug, Serialize)]
+struct Findings {
+    schema: &'static str,
+    arch: &'static str,
+    kernel: String,
+    cpus: usize,
+    host_page: u64,
+    accelerators: Vec<Offer>,
+    dirty_logs: Vec<Offer>,
+}
+
+/// Something that a run may ask for.
+#[derive(Debug, Serialize)]
+struct Offer {
+    name: &'static str,
+    available: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+impl Offer {
+    fn new(name: &'static str, missing: Option<String>) -> Self {
+        Self { name, available: missing.is_none(), reason: missing }
+    }
+}
+
+/// Probes the host, prints what was found, and writes it to `json` if asked to.
+///
+/// # Errors
+/// [`ProbeError`] where the file cannot be written.
+pub fn run(json: Option<&Path>) -> Result<Verdict, ProbeError> {
+    let findings = Findings::probe();
+    if let Some(path) = json {
+        let at = |source| ProbeError { path: path.to_owned(), source };
+        let text = serde_json::to_vec_pretty(&findings).map_err(|error| at(error.into()))?;
+        std::fs::write(path, text).map_err(at)?;
+    }
+    print!("{findings}");
+    Ok(Verdict::Pass)
+}
+
+impl Findings {
+    fn probe() -> Self {
+        let no_kvm = why_no_kvm().to_string();
+        let log = |kind: DirtyLogKind| {
+            let missing = match kind {
+                DirtyLogKind::Emulator => None,
+                DirtyLogKind::PagemapScan => PagemapScanLog::probe().err().map(|error| error.to_string()),
+                _ => Some(no_kvm.clone()),
+            };
+            Offer::new(kind.name(), missing)
+        };
+        Self {
+            schema: SCHEMA,
+            arch: std::env::consts::ARCH,
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            host_page: host_page_bytes(),
+            accelerators: vec![Offer::new("kvm", Some(no_kvm.clone())), Offer::new("emulator", None)],
+            dirty_logs: DirtyLogKind::ALL.into_iter().map(log).collect(),
+        }
+    }
+}
+
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { arch, kernel, cpus, host_page, .. } = self;
+        writeln!(f, "host: {arch}, Linux {kernel}, {cpus} CPUs, pages of {host_page} bytes")?;
+        for (what, offers) in [("accelerators", &self.accelerators), ("dirty logs", &self.dirty_logs)] {
+            writeln!(f, "{what}:")?;
+            for Offer { name, available, reason } in offers {
+                let mark = if *available { "yes" } else { "no" };
+                let reason = reason.as_deref().map_or(String::new(), |reason| format!("  ({reason})"));
+                writeln!(f, "  {name:<14}{mark}{reason}")?;
+            }
+        }
+        Ok(())
+    }
+}
