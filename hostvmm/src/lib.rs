@@ -6,6 +6,7 @@
 //! - [`backend`]: the traits [`backend::Vm`] and [`backend::Vcpu`], and what implements them;
 //! - [`dirty`]: dirty logs; [`pass`]: harvest, copy and digest; [`replicate`]: a region kept equal to a file or a peer;
 //! - [`vcpus`]: executes vCPUs and is their remote control;
+//! - [`verify`]: scenarios, the oracle, planted faults; [`probe`]: what this host offers;
 //! - [`report`]: the JSON ledger and what is rendered from it; [`cli`]: the command line.
 
 pub mod backend;
@@ -15,6 +16,8 @@ pub mod dirty;
 pub mod machine;
 pub mod memory;
 pub mod pass;
+pub mod probe;
 pub mod replicate;
 pub mod report;
 pub mod vcpus;
+pub mod verify;

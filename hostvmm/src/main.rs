@@ -1,3 +1,7 @@
 //! The `hostvmm` program; everything is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hostvmm::cli::main()
+}

@@ -88,7 +88,8 @@ fn every_pattern_is_exact_live() {
 #[test]
 fn eight_vcpus_contend_and_nothing_is_lost() {
     for pattern in ["lse", "exclusive", "shared", "mixed"] {
-        let Some(run) = verify(&["--workload", pattern, "--vcpus", "8", "--passes", "3", "--self-check", "every"]) else {
+        let Some(run) = verify(&["--workload", pattern, "--vcpus", "8", "--passes", "3", "--self-check", "every"])
+        else {
             return;
         };
         expect_exact(&run, 3, true);
@@ -103,7 +104,10 @@ fn dirtyram_dirties_exactly_the_pages_of_a_step() {
     let passes = run.ledger["passes"].as_array().unwrap();
     assert_eq!(number(&passes[0]["predicted"]), 2000);
     for pass in &passes[1..] {
-        assert_eq!((number(&pass["predicted"]), number(&pass["harvested"]), number(&pass["pages_copied"])), (40, 40, 40));
+        assert_eq!(
+            (number(&pass["predicted"]), number(&pass["harvested"]), number(&pass["pages_copied"])),
+            (40, 40, 40)
+        );
     }
 }
 
@@ -131,13 +135,16 @@ fn larger_host_pages_are_predicted_exactly() {
 
 #[test]
 fn the_hvc_transport_serves_as_well_as_the_doorbell() {
-    let Some(run) = verify(&["--hypercall", "hvc", "--workload", "mixed", "--vcpus", "2", "--passes", "2"]) else { return };
+    let Some(run) = verify(&["--hypercall", "hvc", "--workload", "mixed", "--vcpus", "2", "--passes", "2"]) else {
+        return;
+    };
     expect_exact(&run, 2, true);
 }
 
 #[test]
 fn a_region_above_ram_works_and_is_reported_there() {
-    let arguments = ["--ram", "64M", "--region-size", "768M", "--workload", "dirtyram:pages=196608,step=512,sleep_ms=0"];
+    let arguments =
+        ["--ram", "64M", "--region-size", "768M", "--workload", "dirtyram:pages=196608,step=512,sleep_ms=0"];
     let Some(run) = verify(&[&arguments[..], &["--passes", "1", "--self-check", "off"]].concat()) else { return };
     expect_exact(&run, 1, true);
     assert_eq!(number(&run.ledger["region"]["gpa"]), 0x8000_0000);

@@ -58,10 +58,8 @@ impl EmulatorVm {
         });
         // SAFETY: each slot's pointer is its mapping of that length; the mappings live as long as `memory`, of which
         // this machine and each of its vCPUs keep a clone; nothing makes Rust references into them.
-        let machine = unsafe { Machine::new(emulator_config, &slots) }.map_err(|error| BackendError::Refused {
-            accelerator: Accelerator::Emulator,
-            reason: error.to_string(),
-        })?;
+        let machine = unsafe { Machine::new(emulator_config, &slots) }
+            .map_err(|error| BackendError::Refused { accelerator: Accelerator::Emulator, reason: error.to_string() })?;
         Ok(Self { machine, memory: memory.clone(), start, logging: AtomicBool::new(false) })
     }
 

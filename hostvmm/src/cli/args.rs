@@ -9,9 +9,14 @@ use super::quantity;
 
 /// Proves, byte for byte, that a hypervisor's dirty-page log and what rests on it deliver every byte.
 #[derive(Debug, Parser)]
-#[command(name = "hostvmm", version, max_term_width = 110, after_help = "Exit status: 0 verified, 1 a check failed, \
+#[command(
+    name = "hostvmm",
+    version,
+    max_term_width = 110,
+    after_help = "Exit status: 0 verified, 1 a check failed, \
     2 usage or bad input, 4 skipped (the host lacks what was asked for).\n\nExample:\n  hostvmm verify passes --workload \
-    dirtyram:pages=2048,step=40 --passes 10 --json ledger.json")]
+    dirtyram:pages=2048,step=40 --passes 10 --json ledger.json"
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -32,8 +37,10 @@ pub(crate) enum Command {
         --json ledger.json\n  hostvmm verify matrix --format ktap")]
     Verify(VerifyArgs),
     /// Keep a file, or a peer, equal to a running guest's region; ends when the guest's writers have stopped.
-    #[command(after_help = "Examples:\n  hostvmm replicate --share /dev/shm/aeshmem --bitmap-file /tmp/dirty_bitmap --dest \
-        /tmp/dest_aeshmem\n  hostvmm replicate --listen tcp:127.0.0.1:4321 --dest /tmp/dest_aeshmem")]
+    #[command(
+        after_help = "Examples:\n  hostvmm replicate --share /dev/shm/aeshmem --bitmap-file /tmp/dirty_bitmap --dest \
+        /tmp/dest_aeshmem\n  hostvmm replicate --listen tcp:127.0.0.1:4321 --dest /tmp/dest_aeshmem"
+    )]
     Replicate(ReplicateArgs),
     /// Show a ledger again, in any format.
     #[command(after_help = "Example:\n  hostvmm report ledger.json --format junit > junit.xml")]

@@ -7,21 +7,23 @@
 mod args;
 mod ending;
 mod quantity;
+mod replicate;
 mod spec;
 
-use std::path::Path;
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use abi::{Granule, VaBits};
 use clap::{CommandFactory, Parser};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use workload::{Geometry, Pattern, Workload};
 
-use self::args::{Cli, Command, CommonArgs, Format, ReplicateArgs, ReportArgs, RunArgs, Scenario, VerifyArgs};
+use self::args::{Cli, Command, CommonArgs, Format, ReportArgs, RunArgs, Scenario, VerifyArgs};
 use self::ending::Ending;
 use crate::report::{self, Ledger, Progress, Verdict};
-use crate::verify::{self, Axes, RunError, Spec};
+use crate::verify::{self, Axes, Interrupt, RunError, Spec};
 
 /// Parses the process's arguments, runs the command, and reports.
 pub fn main() -> ExitCode {
@@ -33,7 +35,7 @@ pub fn main() -> ExitCode {
         Command::Probe(args) => crate::probe::run(args.json.as_deref()).map_err(Ending::failed),
         Command::Run(args) => run(&args),
         Command::Verify(args) => verify(&args),
-        Command::Replicate(args) => replicate(&args),
+        Command::Replicate(args) => replicate::run(&args),
         Command::Report(args) => show(&args),
     };
     match result {
@@ -51,7 +53,8 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
     let text = error.render().to_string();
     let paragraph: Vec<&str> = text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
-    let hint = text.lines().map(str::trim).find(|line| line.starts_with("[possible values") || line.starts_with("tip:"));
+    let hint =
+        text.lines().map(str::trim).find(|line| line.starts_with("[possible values") || line.starts_with("tip:"));
     let line = paragraph.join(" ");
     let name = Cli::command().get_name().to_owned();
     match hint {
@@ -62,17 +65,23 @@ fn usage(error: &clap::Error) -> ExitCode {
 }
 
 /// Ctrl-C and SIGTERM ask for a clean end; a second one ends the process at once.
-fn interrupt_flag() -> Result<Arc<AtomicBool>, Ending> {
-    let flag = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&flag)).map_err(Ending::failed)?;
-        signal_hook::flag::register(signal, Arc::clone(&flag)).map_err(Ending::failed)?;
-    }
-    Ok(flag)
+fn interrupt_on_signals() -> Result<Arc<Interrupt>, Ending> {
+    let interrupt = Arc::new(Interrupt::default());
+    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(Ending::failed)?;
+    let raised = Arc::clone(&interrupt);
+    std::thread::spawn(move || {
+        for _ in &mut signals {
+            if raised.is_raised() {
+                std::process::exit(i32::from(Verdict::Fail.exit_code()));
+            }
+            raised.raise();
+        }
+    });
+    Ok(interrupt)
 }
 
 fn run(args: &RunArgs) -> Result<Verdict, Ending> {
-    let interrupt = interrupt_flag()?;
+    let interrupt = interrupt_on_signals()?;
     let outcome = args.common.spec("run").and_then(|mut spec| {
         spec.machine.plant_exception = args.plant_exception;
         let progress = Progress::new("passes", spec.passes + 1);
@@ -86,7 +95,7 @@ fn run(args: &RunArgs) -> Result<Verdict, Ending> {
 }
 
 fn verify(args: &VerifyArgs) -> Result<Verdict, Ending> {
-    let interrupt = interrupt_flag()?;
+    let interrupt = interrupt_on_signals()?;
     let common = &args.common;
     match args.scenario {
         Scenario::Passes => {
@@ -127,7 +136,13 @@ fn axes(common: &CommonArgs, spec: &Spec) -> Result<Axes, Ending> {
         // dirtyram's default sleep is the original's; a matrix has no time for it.
         None => Pattern::ALL
             .into_iter()
-            .map(|pattern| if pattern == Pattern::Dirtyram { spec::parse_workload("dirtyram:sleep_ms=0") } else { Ok(Workload::new(pattern)) })
+            .map(|pattern| {
+                if pattern == Pattern::Dirtyram {
+                    spec::parse_workload("dirtyram:sleep_ms=0")
+                } else {
+                    Ok(Workload::new(pattern))
+                }
+            })
             .collect::<Result<_, _>>()?,
     };
     let vcpus = common.vcpus.map_or_else(|| vec![1, 2, 4], |vcpus| vec![vcpus as usize]);
@@ -193,7 +208,6 @@ fn print(ledger: &Ledger, format: Format) {
         Format::Ktap => report::ktap(ledger),
         Format::Junit => report::junit(ledger),
     };
-    use std::io::Write;
     // A reader that closed the pipe early has seen what it wanted.
     let _ = std::io::stdout().write_all(rendering.as_bytes());
 }

@@ -8,10 +8,9 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     if text.trim_start().starts_with(['-', '+', '.']) {
         return Err(format!("{text:?} is not a size; write a number of bytes, or one with K, M or G, like 8M"));
     }
-    parse_size::Config::new()
-        .with_binary()
-        .parse_size(text)
-        .map_err(|error| format!("{text:?} is not a size ({error}); write a number of bytes, or one with K, M or G, like 8M"))
+    parse_size::Config::new().with_binary().parse_size(text).map_err(|error| {
+        format!("{text:?} is not a size ({error}); write a number of bytes, or one with K, M or G, like 8M")
+    })
 }
 
 /// An address, as `0x2000_0000`, `0x20000000` or decimal.

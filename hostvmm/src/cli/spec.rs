@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use abi::{Gpa, Granule};
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
 use workload::{Geometry, Plan, Workload};
 
 use super::args::{Accel, Arch, Clock, CommonArgs, LogChoice, Mode, SelfCheck, Transport};
@@ -10,12 +12,15 @@ use super::ending::Ending;
 use crate::backend::{Accelerator, AcceleratorChoice};
 use crate::dirty::DirtyLogKind;
 use crate::machine::{self, MachineConfig};
+use crate::report::ledger::{self, Ledger, RegionEntry, Verdict};
 use crate::verify::{self, Spec};
 
 /// Target triple of the AArch64 firmware.
 const FIRMWARE_TARGET: &str = "aarch64-unknown-none-softfloat";
 /// Workload unless the command line says otherwise.
 const DEFAULT_WORKLOAD: &str = "dirtyram";
+/// Virtual address bits unless the command line says otherwise: every granule has them.
+const DEFAULT_VA_BITS: u32 = 48;
 
 impl CommonArgs {
     /// The run that the options ask for, checked as far as it can be without making the machine.
@@ -24,7 +29,9 @@ impl CommonArgs {
     /// An [`Ending`] with status 2 for what is wrong with the options, with status 4 for what this host or build lacks.
     pub(crate) fn spec(&self, scenario: &'static str) -> Result<Spec, Ending> {
         if self.arch == Arch::Armv7 {
-            return Err(Ending::skip("this version of hostvmm runs AArch64 guests only; use --arch aarch64".to_owned()));
+            return Err(Ending::skip(
+                "this version of hostvmm runs AArch64 guests only; use --arch aarch64".to_owned(),
+            ));
         }
         let accelerator = match self.accel {
             Accel::Auto => AcceleratorChoice::Auto,
@@ -42,7 +49,7 @@ impl CommonArgs {
             ram_bytes: self.ram,
             region_base: self.region_base.map(Gpa::new),
             region_bytes: self.region_size,
-            va: machine::va_bits(granule, self.va_bits.unwrap_or(48)).map_err(Ending::input)?,
+            va: machine::va_bits(granule, self.va_bits.unwrap_or(DEFAULT_VA_BITS)).map_err(Ending::input)?,
             clock: match self.clock {
                 Clock::Wall => machine::Clock::Wall,
                 Clock::Icount => machine::Clock::Icount,
@@ -81,6 +88,44 @@ impl CommonArgs {
             },
             dest: self.dest.clone(),
         })
+    }
+
+    /// The ledger of a run that could not be made: what was asked for, and why it did not run.
+    pub(crate) fn ledger_without_run(&self, scenario: &str, ending: &Ending) -> Ledger {
+        let names = |values: &mut dyn Iterator<Item = Option<PossibleValue>>| {
+            values.flatten().map(|value| value.get_name().to_owned()).collect::<Vec<_>>().join(",")
+        };
+        Ledger {
+            schema: ledger::SCHEMA.to_owned(),
+            verdict: if ending.is_skip() { Verdict::Skip } else { Verdict::Fail },
+            reason: Some(ending.message().to_owned()),
+            scenario: scenario.to_owned(),
+            accelerator: names(&mut std::iter::once(self.accel.to_possible_value())),
+            provenance: "none".to_owned(),
+            arch: names(&mut std::iter::once(self.arch.to_possible_value())),
+            granule: self.granule.map_or(Granule::K4, Granule::from).to_string(),
+            va_bits: self.va_bits.unwrap_or(DEFAULT_VA_BITS),
+            host_page: Granule::from(self.host_page).bytes(),
+            vcpus: self.vcpus.unwrap_or(1),
+            dirty_log: names(&mut self.dirty_log.iter().map(ValueEnum::to_possible_value)),
+            workload: self.workload.clone().unwrap_or_else(|| DEFAULT_WORKLOAD.to_owned()),
+            seed: self.seed,
+            mode: names(&mut std::iter::once(self.mode.unwrap_or(Mode::Lockstep).to_possible_value())),
+            clock: names(&mut std::iter::once(self.clock.to_possible_value())),
+            region: RegionEntry {
+                gpa: self.region_base.unwrap_or(abi::map::REGION_BASE.raw()),
+                size: self.region_size,
+                sum_r_source: None,
+                sum_r_dest: None,
+                equal: None,
+            },
+            passes: Vec::new(),
+            migration: None,
+            faults: Vec::new(),
+            mismatches: Vec::new(),
+            cells: Vec::new(),
+            reproduce: std::env::args().collect::<Vec<_>>().join(" "),
+        }
     }
 
     fn logs(&self, accelerator: Accelerator) -> Result<Vec<DirtyLogKind>, Ending> {

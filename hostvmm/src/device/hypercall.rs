@@ -129,12 +129,12 @@ impl Reason {
 /// # Errors
 /// [`Refusal`] with the status to answer, for everything that is not exactly as the ABI has it.
 pub fn decode(memory: &GuestMemory, phase: Phase, claim: Gpa) -> Result<Call, Refusal> {
-    let refuse = |answerable: bool| move |reason: Reason| Refusal { claim, status: reason.status(), answerable, reason };
+    let refuse =
+        |answerable: bool| move |reason: Reason| Refusal { claim, status: reason.status(), answerable, reason };
     if !claim.is_aligned(REQUEST_ALIGN) {
         return Err(refuse(false)(Reason::Misaligned));
     }
-    let request: Request =
-        read_ram(memory, claim, "request block").map_err(|_| refuse(false)(Reason::OutsideRam))?;
+    let request: Request = read_ram(memory, claim, "request block").map_err(|_| refuse(false)(Reason::OutsideRam))?;
     let op = check_header(&request).map_err(refuse(true))?;
     let args = request.args.map(U64::get);
     match op {

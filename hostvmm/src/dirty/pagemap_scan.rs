@@ -133,12 +133,15 @@ impl PagemapScanLog {
     /// # Errors
     /// [`PagemapScanUnavailable`]: the first thing that this host lacks.
     pub fn new(memory: &GuestMemory, slots: &[SlotId]) -> Result<Self, PagemapScanUnavailable> {
-        drop(open_userfault()?);
-        let pagemap = File::open("/proc/self/pagemap").map_err(|source| PagemapScanUnavailable::Pagemap { source })?;
-        // An empty range: only a kernel that does not know the call refuses it.
-        let mut regions = [PageRegion::default(); 1];
-        scan(&pagemap, 0, 0, &mut regions).map_err(|source| PagemapScanUnavailable::Scan { source })?;
-        Ok(Self { memory: memory.clone(), slots: slots.to_vec(), pagemap, userfault: None })
+        Ok(Self { memory: memory.clone(), slots: slots.to_vec(), pagemap: open_pagemap()?, userfault: None })
+    }
+
+    /// Whether this host has the log at all.
+    ///
+    /// # Errors
+    /// [`PagemapScanUnavailable`]: the first thing that this host lacks.
+    pub fn probe() -> Result<(), PagemapScanUnavailable> {
+        open_pagemap().map(|_| ())
     }
 
     fn span(&self, slot: SlotId) -> (u64, u64) {
@@ -227,6 +230,16 @@ impl DirtyLog for PagemapScanLog {
 }
 
 /// A userfaultfd with asynchronous write protection.
+/// Opens this process's pagemap, having made sure that all that the log needs is there.
+fn open_pagemap() -> Result<File, PagemapScanUnavailable> {
+    drop(open_userfault()?);
+    let pagemap = File::open("/proc/self/pagemap").map_err(|source| PagemapScanUnavailable::Pagemap { source })?;
+    // An empty range: only a kernel that does not know the call refuses it.
+    let mut regions = [PageRegion::default(); 1];
+    scan(&pagemap, 0, 0, &mut regions).map_err(|source| PagemapScanUnavailable::Scan { source })?;
+    Ok(pagemap)
+}
+
 fn open_userfault() -> Result<OwnedFd, PagemapScanUnavailable> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | UFFD_USER_MODE_ONLY;
     // SAFETY: the call takes flags by value and touches no memory of ours.

@@ -65,13 +65,7 @@ impl Machine {
         let devicetree = layout.ram().start();
         memory.write(devicetree, &blob)?;
         let vm = EmulatorVm::new(config, &layout, &memory, Start { entry: image.entry(), devicetree })?;
-        Ok(Self {
-            config: config.clone(),
-            layout,
-            memory,
-            vm: Arc::new(vm),
-            firmware: image.path().to_owned(),
-        })
+        Ok(Self { config: config.clone(), layout, memory, vm: Arc::new(vm), firmware: image.path().to_owned() })
     }
 
     /// What it was built from.

@@ -176,7 +176,9 @@ pub enum ConfigError {
         window: GuestRange,
     },
     /// A size of dirty log pages that the emulator does not have.
-    #[error("a dirty log in pages of {log_page_bytes} bytes: choose 4k, 16k or 64k, not below the host's page of {host_page_bytes} bytes")]
+    #[error(
+        "a dirty log in pages of {log_page_bytes} bytes: choose 4k, 16k or 64k, not below the host's page of {host_page_bytes} bytes"
+    )]
     LogPage {
         /// What was asked for.
         log_page_bytes: u64,
@@ -300,12 +302,7 @@ impl MachineConfig {
         }
     }
 
-    fn within_address_space(
-        &self,
-        what: &'static str,
-        base: Gpa,
-        size_bytes: u64,
-    ) -> Result<GuestRange, ConfigError> {
+    fn within_address_space(&self, what: &'static str, base: Gpa, size_bytes: u64) -> Result<GuestRange, ConfigError> {
         let bits = self.address_bits();
         match GuestRange::new(base, size_bytes) {
             Some(range) if range.end().raw() <= 1 << bits => Ok(range),
@@ -390,7 +387,9 @@ mod tests {
         assert!(matches!(with(Some(0x2000_0800), 4096), Err(ConfigError::MisalignedRegion { .. })));
         assert!(matches!(with(Some(0x4100_0000), 4096), Err(ConfigError::RegionOverRam { .. })));
         assert!(matches!(with(Some(0x3fff_f000), 8192), Err(ConfigError::RegionOverRam { .. })));
-        for (device, base) in [("PL011", 0x0900_0000), ("hypercall doorbell", 0x0b00_0000), ("GIC distributor", 0x0800_0000)] {
+        for (device, base) in
+            [("PL011", 0x0900_0000), ("hypercall doorbell", 0x0b00_0000), ("GIC distributor", 0x0800_0000)]
+        {
             match with(Some(base), 4096) {
                 Err(ConfigError::RegionOverDevice { device: found, .. }) => assert_eq!(found, device),
                 other => panic!("{other:?}"),

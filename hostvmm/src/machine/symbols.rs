@@ -82,7 +82,10 @@ mod tests {
             .iter()
             .find(|symbol| {
                 symbol.st_size > 8
-                    && elf.strtab.get_at(symbol.st_name).is_some_and(|name| name.contains("Symbols") && name.contains("backtrace"))
+                    && elf
+                        .strtab
+                        .get_at(symbol.st_name)
+                        .is_some_and(|name| name.contains("Symbols") && name.contains("backtrace"))
             })
             .expect("the test binary has its own symbols");
         let frame = symbols.frame(symbol.st_value + 4);

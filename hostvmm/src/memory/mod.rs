@@ -44,9 +44,7 @@ pub enum MemoryError {
         source: io::Error,
     },
     /// The host refused the mapping.
-    #[error(
-        "cannot map {len_bytes} bytes for the {slot}: {source}; give the guest less memory or raise `ulimit -v`"
-    )]
+    #[error("cannot map {len_bytes} bytes for the {slot}: {source}; give the guest less memory or raise `ulimit -v`")]
     Map {
         /// For which slot.
         slot: SlotId,
@@ -206,10 +204,11 @@ impl GuestMemory {
     pub fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
         let (slot, offset) = self.locate(gpa, bytes.len() as u64)?;
         let len_bytes = bytes.len() as u64;
-        self.slot(slot)
-            .mapping()
-            .write_slice(bytes, MemoryRegionAddress(offset))
-            .map_err(|_| MemoryError::OutOfSlot { slot, offset, len_bytes })
+        self.slot(slot).mapping().write_slice(bytes, MemoryRegionAddress(offset)).map_err(|_| MemoryError::OutOfSlot {
+            slot,
+            offset,
+            len_bytes,
+        })
     }
 
     /// Reads a `T` at `gpa`; no alignment is needed.
@@ -231,10 +230,11 @@ impl GuestMemory {
     pub fn copy_from_slot(&self, slot: SlotId, offset: u64, bytes: &mut [u8]) -> Result<(), MemoryError> {
         let len_bytes = bytes.len() as u64;
         self.slot(slot).check(offset, len_bytes)?;
-        self.slot(slot)
-            .mapping()
-            .read_slice(bytes, MemoryRegionAddress(offset))
-            .map_err(|_| MemoryError::OutOfSlot { slot, offset, len_bytes })
+        self.slot(slot).mapping().read_slice(bytes, MemoryRegionAddress(offset)).map_err(|_| MemoryError::OutOfSlot {
+            slot,
+            offset,
+            len_bytes,
+        })
     }
 
     /// `[offset, offset + len_bytes)` of `slot` for the copier, which reads a run of pages in one go.
@@ -380,7 +380,9 @@ mod tests {
         let memory = memory();
         let end = memory.slot(SlotId::Ram).range().end();
         let mut bytes = [0; 8];
-        for gpa in [Gpa::new(end.raw() - 7), end, Gpa::new(0), Gpa::new(u64::MAX - 3), Gpa::new(map::RAM_BASE.raw() - 1)] {
+        for gpa in
+            [Gpa::new(end.raw() - 7), end, Gpa::new(0), Gpa::new(u64::MAX - 3), Gpa::new(map::RAM_BASE.raw() - 1)]
+        {
             match memory.read(gpa, &mut bytes) {
                 Err(MemoryError::OutOfBounds { gpa: at, len_bytes: 8 }) => assert_eq!(at, gpa),
                 other => panic!("{gpa}: {other:?}"),
@@ -408,9 +410,14 @@ mod tests {
     #[test]
     fn slots_that_are_not_whole_host_pages_are_refused() {
         let ram = GuestRange::new(map::RAM_BASE, 1 << 20).unwrap();
-        for (base, len) in [(map::REGION_BASE.raw(), 4095), (map::REGION_BASE.raw() + 8, 4096), (map::REGION_BASE.raw(), 0)] {
+        for (base, len) in
+            [(map::REGION_BASE.raw(), 4095), (map::REGION_BASE.raw() + 8, 4096), (map::REGION_BASE.raw(), 0)]
+        {
             let region = GuestRange::new(Gpa::new(base), len).unwrap();
-            assert!(matches!(GuestMemory::new(ram, region, None), Err(MemoryError::Shape { slot: SlotId::Region, .. })));
+            assert!(matches!(
+                GuestMemory::new(ram, region, None),
+                Err(MemoryError::Shape { slot: SlotId::Region, .. })
+            ));
         }
     }
 

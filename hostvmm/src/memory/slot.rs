@@ -95,9 +95,7 @@ impl Slot {
         let unmappable = |source| MemoryError::Map { slot: id, len_bytes, source };
         let size = usize::try_from(len_bytes)
             .map_err(|_| unmappable(vm_memory::mmap::MmapRegionError::InvalidOffsetLength))?;
-        let backing = file
-            .try_clone()
-            .map_err(|source| MemoryError::Backing { slot: id, len_bytes, source })?;
+        let backing = file.try_clone().map_err(|source| MemoryError::Backing { slot: id, len_bytes, source })?;
         let mapping = MmapRegionBuilder::<()>::new(size)
             .with_file_offset(FileOffset::new(backing, 0))
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -159,8 +157,7 @@ impl Slot {
             let from = unsafe { self.base.0.as_ptr().add((offset + done) as usize) };
             let to = libc::off_t::try_from(at + done).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
             // SAFETY: `from` is readable for the remaining bytes as long as `self` lives; the kernel copies them.
-            let written =
-                unsafe { libc::pwrite(target.as_raw_fd(), from.cast(), (len_bytes - done) as usize, to) };
+            let written = unsafe { libc::pwrite(target.as_raw_fd(), from.cast(), (len_bytes - done) as usize, to) };
             match written {
                 0 => return Err(io::ErrorKind::WriteZero.into()),
                 1.. => done += written as u64,

@@ -32,8 +32,18 @@ impl Served {
     ///
     /// # Errors
     /// [`PassError`] where guest or host cannot go on, or the user interrupts; failed checks are in the ledger.
-    pub fn run(&self, session: &mut Session<'_>, mut model: Model, file: &BitmapFile, server: &mut FileServer) -> Result<(), PassError> {
-        let mut owed = Owed { kind: session.log.kind(), page_bytes: session.page_bytes(), pages: pass_with(session, &mut model, 0, 0..1)? };
+    pub fn run(
+        &self,
+        session: &mut Session<'_>,
+        mut model: Model,
+        file: &BitmapFile,
+        server: &mut FileServer,
+    ) -> Result<(), PassError> {
+        let mut owed = Owed {
+            kind: session.log.kind(),
+            page_bytes: session.page_bytes(),
+            pages: pass_with(session, &mut model, 0, 0..1)?,
+        };
         let mut oracle = LiveOracle::new(model);
         let mut pass = 0;
         session.log.set_parked(false);
@@ -45,7 +55,9 @@ impl Served {
                 session.log.set_parked(true);
                 pass += 1;
                 owed.pages.or(&live_pass(session, &mut oracle, pass, true)?);
-                session.progress.line("the guest's writers have stopped; waiting for the replicator to fetch a clean bitmap");
+                session
+                    .progress
+                    .line("the guest's writers have stopped; waiting for the replicator to fetch a clean bitmap");
             }
             let asked = file.header()?.r2r == 1;
             if asked && !stopped && owed.pages.is_clean() {

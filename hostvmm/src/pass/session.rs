@@ -13,13 +13,15 @@ use std::time::Instant;
 
 use abi::Gpa;
 
-use super::{CopyTarget, Guest, GuestError, Interference, PageSource, SlotView, Threads, copy_all, copy_dirty};
+use super::{CopyTarget, Guest, GuestError, Interference, SlotView, Threads, copy_all, copy_dirty};
 use super::{differing_pages, region_digest, sum_r};
 use crate::backend::BackendError;
 use crate::dirty::{DirtyLog, DirtyLogError, FirstHarvest, PageBitmap, SeveralLogs};
 use crate::memory::{GuestMemory, MemoryError, SlotId};
+use crate::replicate::{BitmapFileError, ServeError};
 use crate::report::{Ledger, Mismatch, PassEntry, Progress};
-use crate::verify::oracle::{self, Circumstances, LiveError, SetVerdict};
+use crate::verify::oracle::live::LiveError;
+use crate::verify::oracle::{self, Circumstances, SetVerdict};
 
 /// Most pages of one kind that one pass lists in the ledger; the counts are always whole.
 const LISTED_PAGES: usize = 8;
@@ -36,6 +38,12 @@ pub enum PassError {
     /// Memory could not be read or searched.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A replicator can be served no longer.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// Its bitmap file can be read no longer.
+    #[error(transparent)]
+    BitmapFile(#[from] BitmapFileError),
     /// The accelerator refused.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -109,7 +117,8 @@ impl Session<'_> {
     /// Copies everything in pass 0, and what was harvested in any other.
     pub(super) fn copy(&mut self, copied: &mut Copied) -> Result<(), PassError> {
         let (pass, page_bytes) = (copied.entry.pass, self.page_bytes());
-        let before = self.interference.and_then(|fault| Some((fault, fault.before_copy(pass, self.target, page_bytes)?)));
+        let before =
+            self.interference.and_then(|fault| Some((fault, fault.before_copy(pass, self.target, page_bytes)?)));
         let stats = if pass == 0 {
             copy_all(self.memory, SlotId::Region, self.target, self.threads)?
         } else {
@@ -159,7 +168,11 @@ impl Session<'_> {
     }
 
     /// Compares the three digests of a guest that stands still; where they differ, finds out where memory does.
-    pub(super) fn check_digests(&mut self, model: &mut crate::verify::model::Model, entry: &mut PassEntry) -> Result<(), PassError> {
+    pub(super) fn check_digests(
+        &mut self,
+        model: &mut crate::verify::model::Model,
+        entry: &mut PassEntry,
+    ) -> Result<(), PassError> {
         let pass = entry.pass;
         let copy = self.digest_copy(entry)?;
         let expected = model.digest(pass, self.threads);

@@ -65,7 +65,9 @@ mod tests {
     fn a_failed_pass_is_a_failed_test_with_its_reason() {
         let text = ktap(&sample());
         assert!(text.starts_with("KTAP version 1\n1..3\nok 1 pass 0\n"), "{text}");
-        assert!(text.contains("# missing: pass 1, page 3, GPA 0x20003000: expected dirty, found clean\nnot ok 2 pass 1\n"));
+        assert!(
+            text.contains("# missing: pass 1, page 3, GPA 0x20003000: expected dirty, found clean\nnot ok 2 pass 1\n")
+        );
     }
 
     #[test]

@@ -290,8 +290,8 @@ impl Ledger {
     /// [`LedgerError`] by what is wrong with the file.
     pub fn load(path: &Path) -> Result<Self, LedgerError> {
         let text = std::fs::read(path).map_err(|source| LedgerError::Read { path: path.to_owned(), source })?;
-        let ledger: Self = serde_json::from_slice(&text)
-            .map_err(|source| LedgerError::Parse { path: path.to_owned(), source })?;
+        let ledger: Self =
+            serde_json::from_slice(&text).map_err(|source| LedgerError::Parse { path: path.to_owned(), source })?;
         if ledger.schema != SCHEMA {
             return Err(LedgerError::Schema { path: path.to_owned(), found: ledger.schema });
         }

@@ -54,8 +54,7 @@ fn checks(ledger: &Ledger) -> Vec<(String, Option<String>)> {
         .passes
         .iter()
         .map(|entry| {
-            let wrong: Vec<String> =
-                ledger.mismatches.iter().filter(|m| m.pass == entry.pass).map(describe).collect();
+            let wrong: Vec<String> = ledger.mismatches.iter().filter(|m| m.pass == entry.pass).map(describe).collect();
             (format!("pass {}", entry.pass), (!wrong.is_empty()).then(|| wrong.join("; ")))
         })
         .collect();
@@ -145,7 +144,8 @@ mod tests {
     #[test]
     fn every_mismatch_reaches_exactly_one_check() {
         let checks = checks(&sample());
-        let failed: Vec<_> = checks.iter().filter(|(_, wrong)| wrong.is_some()).map(|(name, _)| name.as_str()).collect();
+        let failed: Vec<_> =
+            checks.iter().filter(|(_, wrong)| wrong.is_some()).map(|(name, _)| name.as_str()).collect();
         assert_eq!(failed, ["pass 1", "region equals copy"]);
     }
 

@@ -23,6 +23,13 @@ pub fn text(ledger: &Ledger) -> String {
     if !ledger.faults.is_empty() {
         line(faults(ledger).to_string());
     }
+    let region = &ledger.region;
+    for (sum, what) in [(region.sum_r_source, "region"), (region.sum_r_dest, "copy")] {
+        if let Some(sum) = sum {
+            // As coreutils prints it: the checksum, and blocks of 1024 bytes.
+            line(format!("sum -r: {sum:05} {:5} {what}", region.size.div_ceil(1024)));
+        }
+    }
     for mismatch in &ledger.mismatches {
         line(format!("MISMATCH {}", describe(mismatch)));
     }
@@ -41,7 +48,8 @@ pub fn text(ledger: &Ledger) -> String {
 }
 
 fn heading(ledger: &Ledger) -> String {
-    let Ledger { scenario, provenance, arch, granule, va_bits, vcpus, workload, seed, mode, clock, dirty_log, .. } = ledger;
+    let Ledger { scenario, provenance, arch, granule, va_bits, vcpus, workload, seed, mode, clock, dirty_log, .. } =
+        ledger;
     let region = &ledger.region;
     format!(
         "{scenario} on {provenance}: {arch} {granule}/{va_bits}-bit, {vcpus} vCPU, {mode}, {clock} clock, dirty log \
@@ -146,7 +154,10 @@ mod tests {
     #[test]
     fn a_mismatch_shows_page_gpa_pass_and_how_to_reproduce() {
         let text = text(&sample());
-        assert!(text.contains("MISMATCH missing: pass 1, page 3, GPA 0x20003000: expected dirty, found clean"), "{text}");
+        assert!(
+            text.contains("MISMATCH missing: pass 1, page 3, GPA 0x20003000: expected dirty, found clean"),
+            "{text}"
+        );
         assert!(text.contains("reproduce: hostvmm verify passes --seed 7"), "{text}");
         assert!(text.trim_end().ends_with("FAIL"), "{text}");
     }

@@ -9,8 +9,8 @@ use abi::{Gpa, map};
 use super::control::{Shared, State, Via};
 use super::{Event, GuestException};
 use crate::backend::{BackendError, Exit, Vcpu};
-use crate::device::hypercall::{Call, Phase, Refusal, answer, decode};
 use crate::device::doorbell;
+use crate::device::hypercall::{Call, Phase, Refusal, answer, decode};
 use crate::machine::Symbols;
 
 /// SMCCC's answer to a function that there is none of.
@@ -106,7 +106,9 @@ fn store(shared: &Shared, vcpu: &mut dyn Vcpu, gpa: Gpa, len_bytes: u8, data: u6
         Target::Doorbell(offset) => match doorbell::rung(offset, len_bytes, data) {
             Some(claim) => hypercall(shared, vcpu, claim, Via::Doorbell),
             None => {
-                shared.diagnose(index, || format!("store of {len_bytes} bytes at doorbell offset {offset:#x} is ignored"));
+                shared.diagnose(index, || {
+                    format!("store of {len_bytes} bytes at doorbell offset {offset:#x} is ignored")
+                });
                 After::Continue
             }
         },

@@ -251,10 +251,8 @@ impl Vcpus {
     }
 
     fn spawn(&mut self, vcpu: usize, name: String, body: impl FnOnce() + Send + 'static) -> Result<(), VcpusError> {
-        let thread = std::thread::Builder::new()
-            .name(name)
-            .spawn(body)
-            .map_err(|source| VcpusError::Thread { vcpu, source })?;
+        let thread =
+            std::thread::Builder::new().name(name).spawn(body).map_err(|source| VcpusError::Thread { vcpu, source })?;
         self.threads.push(thread);
         Ok(())
     }
@@ -354,10 +352,7 @@ impl Vcpus {
 
     fn load(&self, vcpu: usize, slot: Gpa, offset: u64) -> Result<u64, VcpusError> {
         let word = Word { slot, offset };
-        self.shared
-            .memory()
-            .load_u64(word.gpa(vcpu)?)
-            .map_err(|source| VcpusError::Memory { vcpu, source })
+        self.shared.memory().load_u64(word.gpa(vcpu)?).map_err(|source| VcpusError::Memory { vcpu, source })
     }
 }
 

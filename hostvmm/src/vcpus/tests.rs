@@ -165,7 +165,10 @@ fn a_slice_ends_early_when_every_vcpu_is_parked_or_idle() {
     assert_eq!(vcpus.run_slice(1_000_000).unwrap(), SliceEnd::Quiescent);
     assert_eq!(vm.warps_left.load(Ordering::SeqCst), 0, "time was let to jump first");
     parked(&vcpus, 1);
-    assert!(matches!(start(&ScriptVm::new(vec![obedient()]), Clock::Wall, 1).run_slice(1), Err(VcpusError::NeedsIcount)));
+    assert!(matches!(
+        start(&ScriptVm::new(vec![obedient()]), Clock::Wall, 1).run_slice(1),
+        Err(VcpusError::NeedsIcount)
+    ));
 }
 
 #[test]

@@ -47,7 +47,10 @@ const FAULTS: [Fault; 10] = [
     Fault {
         name: "log-drops-bit",
         workload: OTHER_BYTES,
-        plant: |pages| Plant::Log { before_pass: STRIKE, fault: PlantedFault::DropBit { gpa: pages.gpa } },
+        plant: |pages| Plant::Log {
+            before_pass: STRIKE,
+            fault: PlantedFault::DropBit { gpa: pages.gpa, harvest: STRIKE },
+        },
     },
     Fault {
         name: "log-skips-page",
@@ -58,7 +61,10 @@ const FAULTS: [Fault; 10] = [
         name: "tlb-keeps-stale-tag",
         workload: SAME_PAGES,
         // The harvest of the pass before leaves the tag; the write through it is lost in the striking pass.
-        plant: |pages| Plant::Log { before_pass: STRIKE - 1, fault: PlantedFault::StaleTag { gpa: pages.gpa } },
+        plant: |pages| {
+            let fault = PlantedFault::StaleTag { gpa: pages.gpa, harvest: STRIKE - 1 };
+            Plant::Log { before_pass: STRIKE - 1, fault }
+        },
     },
     Fault {
         name: "harvest-loses-bit",

@@ -1,20 +1,33 @@
 //! Scenarios: what is run, what is checked, and what it proves.
 //!
 //! - [`Spec`]: one run as the command line asks for it;
-//! - [`run_passes`], [`run_matrix`], [`run_faults`]: the scenarios, each yielding a [`crate::report::Ledger`];
+//! - [`run_passes`], [`run_served`], [`run_matrix`], [`run_faults`]: the scenarios, each yielding a [`crate::report::Ledger`];
 //! - [`model`], [`oracle`]: what memory and the dirty log must be, from the plan alone;
-//! - [`faults`]: what is planted to see the checkers fail.
 //!
 //! Scenarios see the traits of [`crate::backend`] and [`crate::dirty`], never a concrete backend.
+
+mod faults;
+mod interrupt;
+mod matrix;
+pub mod model;
+pub mod oracle;
+mod passes;
+mod running;
+mod served;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use workload::Workload;
 
-use crate::backend::Unavailable;
 use crate::dirty::DirtyLogKind;
 use crate::machine::MachineConfig;
+
+pub use faults::{fault_count, run_faults};
+pub use interrupt::Interrupt;
+pub use matrix::{Axes, run_matrix};
+pub use passes::{RunError, run_passes};
+pub use served::run_served;
 
 /// One run as asked for: machine, guest, workload, log, passes, destination.
 #[derive(Clone, Debug)]

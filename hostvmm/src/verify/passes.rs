@@ -97,7 +97,24 @@ pub(super) fn run_with(
     interrupt: &Interrupt,
     progress: &Progress,
 ) -> Result<Ledger, RunError> {
-    let mut model = Model::new(plan(spec)?);
+    execute(spec, plant, interrupt, progress, |session, mut model| {
+        let &Spec { passes, steps_per_pass, interval, self_check, .. } = spec;
+        match spec.mode {
+            Mode::Lockstep => Lockstep { passes, steps_per_pass, self_check }.run(session, &mut model),
+            Mode::Live => Live { passes, interval, self_check }.run(session, model),
+        }
+    })
+}
+
+/// Makes machine, log and destination of `spec`, lets `passes` run over them, and ends the guest.
+pub(super) fn execute(
+    spec: &Spec,
+    plant: Option<Plant>,
+    interrupt: &Interrupt,
+    progress: &Progress,
+    passes: impl FnOnce(&mut Session<'_>, Model) -> Result<(), PassError>,
+) -> Result<Ledger, RunError> {
+    let model = Model::new(plan(spec)?);
     let image = Image::open(&spec.firmware)?;
     image.check_fits(spec.machine.layout()?.ram())?;
     let target = target(spec)?;
@@ -122,11 +139,7 @@ pub(super) fn run_with(
             threads: Threads::of_host(),
         };
         session.start()?;
-        let &Spec { passes, steps_per_pass, interval, self_check, .. } = spec;
-        match spec.mode {
-            Mode::Lockstep => Lockstep { passes, steps_per_pass, self_check }.run(&mut session, &mut model)?,
-            Mode::Live => Live { passes, interval, self_check }.run(&mut session, model)?,
-        }
+        passes(&mut session, model)?;
         Ok(guest.power_off()?)
     });
     if let Err(error) = result {
@@ -138,7 +151,7 @@ pub(super) fn run_with(
 
 fn plant_in_log(vm: &VmHandle, plant: Option<Plant>, pass: u64) -> Result<(), BackendError> {
     match plant {
-        Some(Plant::Log { before_pass, fault }) if before_pass == pass => vm.plant_fault(fault),
+        Some(Plant::Log { before_pass, fault }) if before_pass == pass => vm.plant(fault),
         _ => Ok(()),
     }
 }
@@ -179,11 +192,8 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 /// The plan that guest and model execute.
 pub(super) fn plan(spec: &Spec) -> Result<Plan, RunError> {
     let machine = &spec.machine;
-    let geometry = Geometry {
-        region: machine.layout()?.region(),
-        granule: machine.va.granule(),
-        vcpus: machine.vcpus as u32,
-    };
+    let geometry =
+        Geometry { region: machine.layout()?.region(), granule: machine.va.granule(), vcpus: machine.vcpus as u32 };
     Plan::new(&spec.workload, machine.seed, geometry).map_err(RunError::Plan)
 }
 

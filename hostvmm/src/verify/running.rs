@@ -6,17 +6,20 @@ use abi::GuestRange;
 use abi::hypercall::{Command, Outcome};
 
 use super::interrupt::Interrupt;
+use crate::backend::VmHandle;
 use crate::machine::{Clock, Machine};
 use crate::pass::{Guest, GuestError};
 use crate::report::Progress;
-use crate::vcpus::{Event, Vcpus, VcpusError, Wait};
+use crate::vcpus::{Event, SliceEnd, Vcpus, VcpusError, Wait};
 
-/// Guest time that one instruction takes with the instruction clock, in ns (docs/adr/0005-icount.md).
-const NS_PER_INSTRUCTION: u128 = 1;
+/// With the instruction clock: how many instructions are executed between two looks at the guest's time. Any number
+/// does, but it must not change within a run.
+const SLICE_INSTRUCTIONS: u64 = 20_000;
 
 /// A guest on real vCPUs.
-pub struct RunningGuest<'a> {
+pub(super) struct RunningGuest<'a> {
     vcpus: Vcpus,
+    vm: VmHandle,
     clock: Clock,
     /// What each parked vCPU answered last; `None` while it executes a command.
     outcomes: Vec<Option<Outcome>>,
@@ -29,11 +32,22 @@ impl<'a> RunningGuest<'a> {
     ///
     /// # Errors
     /// [`GuestError`] where one does something else.
-    pub fn start(machine: &Machine, interrupt: &'a Interrupt, progress: &'a Progress) -> Result<Self, GuestError> {
+    pub(super) fn start(
+        machine: &Machine,
+        interrupt: &'a Interrupt,
+        progress: &'a Progress,
+    ) -> Result<Self, GuestError> {
         let vcpus = Vcpus::start(machine).map_err(control_error)?;
         interrupt.attach(vcpus.interrupter());
         let config = machine.config();
-        let mut guest = Self { vcpus, clock: config.clock, outcomes: vec![None; config.vcpus], interrupt, progress };
+        let mut guest = Self {
+            vcpus,
+            vm: machine.vm(),
+            clock: config.clock,
+            outcomes: vec![None; config.vcpus],
+            interrupt,
+            progress,
+        };
         guest.wait_parked(None)?;
         for (vcpu, outcome) in guest.outcomes.iter().enumerate() {
             match outcome {
@@ -48,7 +62,7 @@ impl<'a> RunningGuest<'a> {
     ///
     /// # Errors
     /// [`GuestError`] where it does something else.
-    pub fn power_off(mut self) -> Result<(), GuestError> {
+    pub(super) fn power_off(mut self) -> Result<(), GuestError> {
         // vCPU 0 last: it turns the machine off.
         for vcpu in (0..self.outcomes.len()).rev() {
             self.give(&[(vcpu, Command::Stop)])?;
@@ -177,9 +191,15 @@ impl Guest for RunningGuest<'_> {
         match self.clock {
             Clock::Wall => self.wait_parked(Some(Instant::now() + interval)),
             Clock::Icount => {
-                let instructions = (interval.as_nanos() / NS_PER_INSTRUCTION).max(1) as u64;
-                self.vcpus.run_slice(instructions).map_err(control_error)?;
-                self.wait_parked(Some(Instant::now()))
+                let ticks = interval.as_nanos() * u128::from(self.vm.ticks_per_second()) / 1_000_000_000;
+                let deadline = self.vm.now_ticks().saturating_add(ticks as u64);
+                loop {
+                    let end = self.vcpus.run_slice(SLICE_INSTRUCTIONS).map_err(control_error)?;
+                    let parked = self.wait_parked(Some(Instant::now()))?;
+                    if parked || end == SliceEnd::Quiescent || self.vm.now_ticks() >= deadline {
+                        return Ok(parked);
+                    }
+                }
             }
         }
     }

@@ -1,0 +1,73 @@
+//! `hostvmm replicate`: sends or receives, and prints both checksums.
+
+use super::args::ReplicateArgs;
+use super::ending::Ending;
+use crate::replicate::{
+    Destination, EndpointError, ReceiveOptions, Receiver, ReplicateError, ReplicateOptions, replicate,
+};
+use crate::report::Verdict;
+
+/// Largest region that a receiver takes: the largest machine that hostvmm makes.
+const LIMIT_BYTES: u64 = 1 << 40;
+
+/// Replicates until the guest's writers have stopped.
+///
+/// # Errors
+/// An [`Ending`] by what went wrong; copies that differ are a [`Verdict::Fail`].
+pub(super) fn run(args: &ReplicateArgs) -> Result<Verdict, Ending> {
+    let equal = match (&args.listen, &args.share, &args.bitmap_file) {
+        (Some(listen), ..) => {
+            let Destination::File(dest) = args.dest.parse().map_err(address)? else {
+                return Err(Ending::usage(format!("--dest {}: what is received goes to a file", args.dest)));
+            };
+            let options = ReceiveOptions {
+                listen: listen.parse().map_err(address)?,
+                dest: dest.clone(),
+                limit_bytes: LIMIT_BYTES,
+                timeout: args.timeout_ms,
+            };
+            let receiver = Receiver::bind(options).map_err(ending)?;
+            eprintln!("listening at {}", receiver.endpoint().map_err(ending)?);
+            let received = receiver.receive().map_err(ending)?;
+            println!("received {} passes of a region of {} bytes", received.passes, received.region_bytes);
+            println!("{:05} {:5} source", received.sum_source, received.sum_r_dest.blocks());
+            println!("{} {}", received.sum_r_dest, dest.display());
+            received.equal
+        }
+        (None, Some(share), Some(bitmap_file)) => {
+            let replicated = replicate(&ReplicateOptions {
+                share: share.clone(),
+                bitmap_file: bitmap_file.clone(),
+                dest: args.dest.parse().map_err(address)?,
+                interval: args.interval_ms,
+                timeout: args.timeout_ms,
+            })
+            .map_err(ending)?;
+            println!("{} bitmaps, {} pages copied after the full copy", replicated.passes, replicated.pages);
+            println!("{} {}", replicated.sum_r_source, share.display());
+            println!("{} {}", replicated.sum_r_dest, args.dest);
+            replicated.equal
+        }
+        _ => return Err(Ending::usage("name --share and --bitmap-file, or --listen".to_owned())),
+    };
+    println!(
+        "{}",
+        if equal { "PASS: the copy is equal to the region" } else { "FAIL: the copy differs from the region" }
+    );
+    Ok(if equal { Verdict::Pass } else { Verdict::Fail })
+}
+
+fn address(error: EndpointError) -> Ending {
+    Ending::input(error)
+}
+
+/// Files that cannot be used are bad input; a VMM or peer that goes away is a failure.
+fn ending(error: ReplicateError) -> Ending {
+    match error {
+        ReplicateError::Share { .. }
+        | ReplicateError::Region { .. }
+        | ReplicateError::File(_)
+        | ReplicateError::Target(_) => Ending::input(error),
+        error => Ending::failed(error),
+    }
+}
