@@ -23,7 +23,7 @@ const CODE_BYTES: usize = 0x1000;
 const VECTORS: u64 = RAM + 0x3000;
 const TABLES: u64 = RAM + 0x8000;
 /// Instructions in one run, the vectors' included.
-const BUDGET: u64 = 512;
+const BUDGET: u64 = 160;
 /// Exits answered in one run.
 const EXITS: u32 = 32;
 
