@@ -89,6 +89,15 @@ impl Power {
         self.lock()[vcpu] = state;
     }
 
+    /// Turns `vcpu` on if it is pending: the address to begin at and the value for x0. One step, so that a SYSTEM_OFF that
+    /// comes between is not undone.
+    pub(crate) fn begin(&self, vcpu: usize) -> Option<(u64, u64)> {
+        let mut states = self.lock();
+        let PowerState::Pending { entry, context } = states[vcpu] else { return None };
+        states[vcpu] = PowerState::On;
+        Some((entry, context))
+    }
+
     fn all_off(&self) {
         self.lock().fill(PowerState::Off);
     }

@@ -24,6 +24,7 @@ use crate::exec;
 use crate::exit::{ErrorReason, Exit, VcpuError};
 use crate::pmu::Pmu;
 use crate::psci::{self, Outcome, PowerState};
+use crate::regs::{self, RegError};
 use crate::safepoint::Work;
 use crate::shared::Shared;
 use crate::signal;
@@ -74,6 +75,27 @@ impl Vcpu {
     pub fn cpu(&mut self) -> &mut Cpu {
         self.cpu.timers.synchronise(&self.shared.clock, self.cpu.retired);
         &mut self.cpu
+    }
+
+    /// Reads the register with KVM's id `id`, zero-extended.
+    ///
+    /// # Errors
+    /// [`RegError::NoSuchRegister`].
+    pub fn get_reg(&mut self, id: u64) -> Result<u128, RegError> {
+        regs::get(self.cpu(), id)
+    }
+
+    /// Writes the register with KVM's id `id`.
+    ///
+    /// # Errors
+    /// [`RegError`]; then nothing changed.
+    pub fn set_reg(&mut self, id: u64, value: u128) -> Result<(), RegError> {
+        regs::set(self.cpu(), id, value)
+    }
+
+    /// KVM's ids of all registers, each once.
+    pub fn reg_ids() -> Vec<u64> {
+        regs::list()
     }
 
     /// Instructions retired by this vCPU since it was built.
@@ -240,15 +262,10 @@ impl Vcpu {
 
     /// Whether the vCPU is on; one that was just turned on is reset first.
     fn is_on(&mut self) -> bool {
-        match self.shared.power.get(self.index) {
-            PowerState::On => true,
-            PowerState::Off => false,
-            PowerState::Pending { entry, context } => {
-                self.reset(entry, context);
-                self.shared.power.set(self.index, PowerState::On);
-                true
-            }
+        if let Some((entry, context)) = self.shared.power.begin(self.index) {
+            self.reset(entry, context);
         }
+        self.shared.power.get(self.index) == PowerState::On
     }
 
     /// The state that CPU_ON starts a vCPU in: as after a reset, at EL1h, everything masked, MMU off (DEN 0022 6.4.1).

@@ -141,6 +141,47 @@ const MMIO: &[u32] = &[
     0x14000000, // b 0x20
 ];
 
+/// Counts loops in x5 until the handler at RAM + 0xa80 has taken five timer interrupts, then reports the loops in x2.
+#[rustfmt::skip]
+const INTERRUPTED: &[u32] = &[
+    0x10004001, // adr x1, #2048
+    0xd518c001, // msr VBAR_EL1, x1
+    0xd2a10001, // mov x1, #134217728
+    0x52800042, // mov w2, #2
+    0xb9000022, // str w2, [x1]
+    0xd2a10161, // mov x1, #134938624
+    0x52a10002, // mov w2, #134217728
+    0xb9010022, // str w2, [x1, #256]
+    0xd2801f02, // mov x2, #248
+    0xd5184602, // msr ICC_PMR_EL1, x2
+    0xd2800022, // mov x2, #1
+    0xd518cce2, // msr ICC_IGRPEN1_EL1, x2
+    0xd2800642, // mov x2, #50
+    0xd51be302, // msr CNTV_TVAL_EL0, x2
+    0xd2800022, // mov x2, #1
+    0xd51be322, // msr CNTV_CTL_EL0, x2
+    0xd5033fdf, // isb
+    0xd50342ff, // msr DAIFClr, #2
+    0x910004a5, // add x5, x5, #1
+    0xf10014df, // cmp x6, #5
+    0x54ffffc1, // b.ne 0x48
+    0xd53b4221, // mrs x1, DAIF
+    0xaa0503e2, // mov x2, x5
+    0x52b8c000, // mov w0, #-973078528
+    0xd4000002, // hvc #0
+];
+
+/// The handler of [`INTERRUPTED`]: sets the timer 100 ticks ahead and counts in x6.
+#[rustfmt::skip]
+const HANDLER: &[u32] = &[
+    0xd538cc07, // mrs x7, ICC_IAR1_EL1
+    0xd2800c88, // mov x8, #100
+    0xd51be308, // msr CNTV_TVAL_EL0, x8
+    0xd518cc27, // msr ICC_EOIR1_EL1, x7
+    0x910004c6, // add x6, x6, #1
+    0xd69f03e0, // eret
+];
+
 fn load(machine: &Machine, code: &[u32]) {
     let bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
     machine.shared().ram.write_bytes(Gpa::new(RAM), &bytes).unwrap();
@@ -179,6 +220,28 @@ fn timer_wakes_wfi_at_the_exact_tick_when_time_is_warped() {
     // The program reads the counter one instruction after it set the timer, and one after it woke up.
     assert_eq!((intid, ticks), (27, 1000));
     assert!(!machine.warp_to_next_deadline(), "the timer has fired");
+}
+
+#[test]
+fn interrupts_are_taken_at_the_same_instruction_whatever_the_slices() {
+    let loops = |clock: ClockMode, quantum: u64| {
+        let (mut vcpus, machine, _ram) = start(1, clock, INTERRUPTED);
+        let bytes: Vec<u8> = HANDLER.iter().flat_map(|word| word.to_le_bytes()).collect();
+        machine.shared().ram.write_bytes(Gpa::new(RAM + 0xa80), &bytes).unwrap();
+        loop {
+            match if clock == ClockMode::Wall { vcpus[0].run() } else { vcpus[0].run_for(quantum) } {
+                Exit::Budget => {}
+                Exit::Hvc { args, .. } => return args[1],
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let expected = loops(ICOUNT, 1_000_000);
+    assert!(expected > 100, "{expected}");
+    for quantum in [1, 7, 97, 1000] {
+        assert_eq!(loops(ICOUNT, quantum), expected, "slices of {quantum}");
+    }
+    assert!(loops(ClockMode::Wall, 0) > 100);
 }
 
 #[test]
