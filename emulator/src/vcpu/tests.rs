@@ -182,6 +182,20 @@ const HANDLER: &[u32] = &[
     0xd69f03e0, // eret
 ];
 
+/// Stores a rising number to 64 pages from RAM + 0x4_0000, round and round.
+#[rustfmt::skip]
+const WRITER: &[u32] = &[
+    0xd2800002, // mov x2, #0
+    0x91000442, // add x2, x2, #1
+    0xd2a80081, // mov x1, #1074003968
+    0xd2800803, // mov x3, #64
+    0xf9000022, // str x2, [x1]
+    0x91400421, // add x1, x1, #1, lsl #12 // =4096
+    0xf1000463, // subs x3, x3, #1
+    0x54ffffa1, // b.ne 0x10
+    0x17fffff9, // b 0x4
+];
+
 fn load(machine: &Machine, code: &[u32]) {
     let bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
     machine.shared().ram.write_bytes(Gpa::new(RAM), &bytes).unwrap();
@@ -349,4 +363,39 @@ fn interleaved_vcpus_repeat_bit_for_bit() {
     assert_eq!(stir(97), first);
     assert_eq!(first.1, first.2 + first.3, "one instruction is one tick here");
     assert_ne!(stir(61).0, first.0, "another interleaving stirs differently");
+}
+
+#[test]
+fn copy_by_harvests_of_a_running_vcpu_ends_equal() {
+    const PAGES: std::ops::Range<usize> = 64..128;
+    let (mut vcpus, machine, _ram) = start(1, ClockMode::Wall, WRITER);
+    let mut copy = [0; PAGES.end];
+    let mut bitmap = vec![0; machine.dirty().words(0).unwrap()];
+    let mut pass = |copy: &mut [u64]| {
+        machine.harvest(0, &mut bitmap).unwrap();
+        for page in PAGES.filter(|page| bitmap[page / 64] >> (page % 64) & 1 != 0) {
+            copy[page] = machine.shared().ram.load_u64(Gpa::new(RAM + page as u64 * 4096)).unwrap();
+        }
+    };
+    machine.start_dirty_log();
+    let mut vcpu = vcpus.remove(0);
+    let thread = thread::spawn(move || {
+        let exit = vcpu.run();
+        (vcpu, exit)
+    });
+    let word = |page: usize| machine.shared().ram.load_u64(Gpa::new(RAM + page as u64 * 4096)).unwrap();
+    while word(PAGES.end - 1) == 0 {
+        pass(&mut copy);
+        thread::yield_now();
+    }
+    for _ in 0..500 {
+        pass(&mut copy);
+    }
+    machine.kick(0);
+    let (_vcpu, exit) = thread.join().unwrap();
+    assert_eq!(exit, Exit::Kicked);
+    pass(&mut copy);
+    for page in PAGES {
+        assert_eq!(copy[page], word(page), "page {page}");
+    }
 }
