@@ -24,22 +24,38 @@ const MAP_ENTRIES: usize = 64;
 /// A tag that no page has: pages are aligned.
 const NO_TAG: u64 = 1;
 
+/// A block of a [`CodeCache`]. It is valid until the cache's next [`CodeCache::settle`].
+#[derive(Clone, Copy)]
+pub(crate) struct Block(NonNull<[Op]>);
+
+// SAFETY: a block holds only plain data and function pointers, and is never written to once it is made.
+unsafe impl Send for Block {}
+
+impl Block {
+    /// The ops: at least one.
+    ///
+    /// # Safety
+    /// The cache that gave the block out must not have settled since, nor may it settle or be dropped while they are in use.
+    #[inline(always)]
+    pub(crate) unsafe fn ops<'a>(self) -> &'a [Op] {
+        // SAFETY: the allocation lives as the caller promises, and is not written to.
+        unsafe { self.0.as_ref() }
+    }
+}
+
 /// One page of lowered code.
 struct CodePage {
     /// By instruction: the block that starts there.
-    blocks: Box<[Option<NonNull<[Op]>>; PAGE_INSTRUCTIONS]>,
+    blocks: Box<[Option<Block>; PAGE_INSTRUCTIONS]>,
     /// Host address of the page's bytes.
     host: u64,
 }
-
-// SAFETY: the blocks are owned by the page alone and hold only plain data and function pointers.
-unsafe impl Send for CodePage {}
 
 impl Drop for CodePage {
     fn drop(&mut self) {
         for block in self.blocks.iter().flatten() {
             // SAFETY: each pointer came from `Box::leak` in `CodeCache::insert` and is freed once, here.
-            drop(unsafe { Box::from_raw(block.as_ptr()) });
+            drop(unsafe { Box::from_raw(block.0.as_ptr()) });
         }
     }
 }
@@ -141,13 +157,13 @@ impl CodeCache {
 
     /// The block at `pc` in `page`, if it is lowered. It stays valid until [`CodeCache::settle`].
     #[inline(always)]
-    pub(crate) fn block(&self, page: usize, pc: u64) -> Option<NonNull<[Op]>> {
+    pub(crate) fn block(&self, page: usize, pc: u64) -> Option<Block> {
         self.pages.get(page)?.blocks[(pc % PAGE_BYTES / 4) as usize]
     }
 
     /// Keeps the block at `pc` in `page`.
-    pub(crate) fn insert(&mut self, page: usize, pc: u64, ops: Vec<Op>) -> NonNull<[Op]> {
-        let block = NonNull::from(Box::leak(ops.into_boxed_slice()));
+    pub(crate) fn insert(&mut self, page: usize, pc: u64, ops: Vec<Op>) -> Block {
+        let block = Block(NonNull::from(Box::leak(ops.into_boxed_slice())));
         let slot = &mut self.pages[page].blocks[(pc % PAGE_BYTES / 4) as usize];
         debug_assert!(slot.is_none(), "a block is lowered once");
         *slot = Some(block);

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use crate::code::CodeCache;
+use crate::exec::Repeat;
 use crate::fault::FaultInfo;
 use crate::pmu::Pmu;
 use crate::shared::Shared;
@@ -176,6 +177,8 @@ pub struct Cpu {
     pub event: bool,
     /// Why the run loop is to stop, when a handler answers `Flow::Stop`.
     pub(crate) stop: Stop,
+    /// What runs, for a branch to its own start.
+    pub(crate) repeat: Option<Repeat>,
     /// What a slow load found: a value returned this way keeps handlers free of stack slots, which would forbid tail calls.
     pub(crate) slot: u64,
     /// The second word of a slow pair.
@@ -207,6 +210,7 @@ impl Cpu {
             mmio: MmioState::default(),
             event: false,
             stop: Stop::Budget,
+            repeat: None,
             slot: 0,
             slot_high: 0,
             shared,

@@ -6,8 +6,8 @@
 //! An entry's write tag is valid only while the page's bit in the dirty log has been set since the last harvest;
 //! [`Tlb::drop_write_tags`] is the vCPU's part of a harvest. `exec::access` fills entries.
 
-/// log2 of the number of entries.
-const ENTRIES_SHIFT: u32 = 9;
+/// log2 of the number of entries: enough for 8 MiB, the default region, at one privilege.
+const ENTRIES_SHIFT: u32 = 11;
 const ENTRIES: usize = 1 << ENTRIES_SHIFT;
 
 /// log2 of the size of a sub-page in bytes.

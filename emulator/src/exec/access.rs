@@ -22,12 +22,9 @@ enum Place {
 }
 
 impl Cpu {
-    /// Loads a `T` from `va` as the current exception level.
-    ///
-    /// # Errors
-    /// [`Trap`], with the details in [`Cpu::fault`] or [`Cpu::mmio`].
+    /// The part of [`Cpu::load`] that the TLB answers.
     #[inline(always)]
-    pub fn load<T: Word>(&mut self, va: u64) -> Result<T, Trap> {
+    pub(crate) fn load_hit<T: Word>(&self, va: u64) -> Option<T> {
         // A `T` has `1 << SHIFT` bytes; the match resolves at compile time.
         let host = match T::SHIFT {
             0 => self.tlb.read::<0>(va),
@@ -35,8 +32,29 @@ impl Cpu {
             2 => self.tlb.read::<2>(va),
             _ => self.tlb.read::<3>(va),
         };
-        if let Some(host) = host {
-            return Ok(T::load(host));
+        host.map(T::load)
+    }
+
+    /// The part of [`Cpu::store`] that the TLB answers: whether it did.
+    #[inline(always)]
+    pub(crate) fn store_hit<T: Word>(&self, va: u64, value: T) -> bool {
+        let host = match T::SHIFT {
+            0 => self.tlb.write::<0>(va),
+            1 => self.tlb.write::<1>(va),
+            2 => self.tlb.write::<2>(va),
+            _ => self.tlb.write::<3>(va),
+        };
+        host.map(|host| T::store(host, value)).is_some()
+    }
+
+    /// Loads a `T` from `va` as the current exception level.
+    ///
+    /// # Errors
+    /// [`Trap`], with the details in [`Cpu::fault`] or [`Cpu::mmio`].
+    #[inline(always)]
+    pub fn load<T: Word>(&mut self, va: u64) -> Result<T, Trap> {
+        if let Some(value) = self.load_hit(va) {
+            return Ok(value);
         }
         self.load_slow(va, T::SHIFT, self.tlb.context())?;
         Ok(T::cut(self.slot))
@@ -48,14 +66,7 @@ impl Cpu {
     /// [`Trap`], with the details in [`Cpu::fault`] or [`Cpu::mmio`]; then nothing was written.
     #[inline(always)]
     pub fn store<T: Word>(&mut self, va: u64, value: T) -> Result<(), Trap> {
-        let host = match T::SHIFT {
-            0 => self.tlb.write::<0>(va),
-            1 => self.tlb.write::<1>(va),
-            2 => self.tlb.write::<2>(va),
-            _ => self.tlb.write::<3>(va),
-        };
-        if let Some(host) = host {
-            T::store(host, value);
+        if self.store_hit(va, value) {
             return Ok(());
         }
         self.store_slow(va, T::SHIFT, value.wide(), self.tlb.context())
@@ -78,16 +89,32 @@ impl Cpu {
         self.store_slow(va, T::SHIFT, value.wide(), self.unprivileged_context())
     }
 
+    /// The part of [`Cpu::load_pair`] that the TLB answers.
+    #[inline(always)]
+    pub(crate) fn load_pair_hit<T: Word>(&self, va: u64) -> Option<(T, T)> {
+        let host = if T::SHIFT == 3 { self.tlb.read::<4>(va) } else { self.tlb.read::<3>(va) };
+        host.map(|host| (T::load(host), T::load(host + (1 << T::SHIFT))))
+    }
+
+    /// The part of [`Cpu::store_pair`] that the TLB answers: whether it did.
+    #[inline(always)]
+    pub(crate) fn store_pair_hit<T: Word>(&self, va: u64, first: T, second: T) -> bool {
+        let host = if T::SHIFT == 3 { self.tlb.write::<4>(va) } else { self.tlb.write::<3>(va) };
+        let store = |host| {
+            T::store(host, first);
+            T::store(host + (1 << T::SHIFT), second);
+        };
+        host.map(store).is_some()
+    }
+
     /// Loads two adjacent `T` from `va`, each aligned on its own.
     ///
     /// # Errors
     /// As [`Cpu::load`]. A pair in a device's registers is an external abort: one answer of the host cannot carry it.
     #[inline(always)]
     pub(crate) fn load_pair<T: Word>(&mut self, va: u64) -> Result<(T, T), Trap> {
-        let step = 1 << T::SHIFT;
-        let host = if T::SHIFT == 3 { self.tlb.read::<4>(va) } else { self.tlb.read::<3>(va) };
-        if let Some(host) = host {
-            return Ok((T::load(host), T::load(host + step)));
+        if let Some(both) = self.load_pair_hit(va) {
+            return Ok(both);
         }
         self.load_pair_slow(va, T::SHIFT)?;
         Ok((T::cut(self.slot), T::cut(self.slot_high)))
@@ -99,11 +126,7 @@ impl Cpu {
     /// As [`Cpu::load_pair`]; then nothing was written.
     #[inline(always)]
     pub(crate) fn store_pair<T: Word>(&mut self, va: u64, first: T, second: T) -> Result<(), Trap> {
-        let step = 1 << T::SHIFT;
-        let host = if T::SHIFT == 3 { self.tlb.write::<4>(va) } else { self.tlb.write::<3>(va) };
-        if let Some(host) = host {
-            T::store(host, first);
-            T::store(host + step, second);
+        if self.store_pair_hit(va, first, second) {
             return Ok(());
         }
         self.store_pair_slow(va, T::SHIFT, first.wide(), second.wide())

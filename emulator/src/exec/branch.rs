@@ -1,13 +1,19 @@
 //! Branches. A branch that is not taken goes on within its block; a taken one leaves it.
 
 use crate::cpu::Cpu;
-use crate::exec::alu;
+use crate::exec::{self, alu};
 use crate::op::{Flow, Op, next};
 
 /// Leaves the block for `target`: what is left of it was not executed.
 #[inline(always)]
 pub(crate) fn leave(cpu: &mut Cpu, rest: &[Op], target: u64) -> Flow {
     cpu.retired -= rest.len() as u64;
+    // Within a block PC is its start.
+    if target == cpu.pc
+        && let Some(flow) = exec::repeat(cpu)
+    {
+        return flow;
+    }
     cpu.pc = target;
     Flow::Jump
 }

@@ -57,8 +57,22 @@ fn fill<T: Word, const SIGN: u8>(value: T) -> u64 {
     }
 }
 
-/// LDR, LDRB, LDRSH, LDUR and so on.
+/// LDR, LDRB, LDRSH, LDUR and so on. A miss of the TLB is a tail call too: with no other call in it, the handler has no
+/// prologue.
 pub(crate) fn load<T: Word, const SIGN: u8, const MODE: u8>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
+    match cpu.load_hit::<T>(address::<MODE>(cpu, op)) {
+        Some(value) => {
+            write_back::<MODE>(cpu, op);
+            cpu.x[usize::from(op.rd)] = fill::<T, SIGN>(value);
+            next(cpu, rest)
+        }
+        None => load_missed::<T, SIGN, MODE>(cpu, op, rest),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn load_missed<T: Word, const SIGN: u8, const MODE: u8>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
     match cpu.load::<T>(address::<MODE>(cpu, op)) {
         Ok(value) => {
             write_back::<MODE>(cpu, op);
@@ -71,6 +85,18 @@ pub(crate) fn load<T: Word, const SIGN: u8, const MODE: u8>(cpu: &mut Cpu, op: &
 
 /// STR, STRB, STUR and so on; `rd` is the source.
 pub(crate) fn store<T: Word, const MODE: u8>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
+    let value = T::cut(cpu.x[usize::from(op.rd)]);
+    if cpu.store_hit::<T>(address::<MODE>(cpu, op), value) {
+        write_back::<MODE>(cpu, op);
+        next(cpu, rest)
+    } else {
+        store_missed::<T, MODE>(cpu, op, rest)
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn store_missed<T: Word, const MODE: u8>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
     let value = T::cut(cpu.x[usize::from(op.rd)]);
     match cpu.store::<T>(address::<MODE>(cpu, op), value) {
         Ok(()) => {
@@ -114,6 +140,20 @@ pub(crate) fn store_unprivileged<T: Word>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -
 
 /// LDP, LDNP, LDPSW: second destination in `ra`.
 pub(crate) fn load_pair<T: Word, const SIGN: u8, const MODE: u8>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
+    match cpu.load_pair_hit::<T>(address::<MODE>(cpu, op)) {
+        Some((first, second)) => {
+            write_back::<MODE>(cpu, op);
+            cpu.x[usize::from(op.rd)] = fill::<T, SIGN>(first);
+            cpu.x[usize::from(op.ra)] = fill::<T, SIGN>(second);
+            next(cpu, rest)
+        }
+        None => load_pair_missed::<T, SIGN, MODE>(cpu, op, rest),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn load_pair_missed<T: Word, const SIGN: u8, const MODE: u8>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
     match cpu.load_pair::<T>(address::<MODE>(cpu, op)) {
         Ok((first, second)) => {
             write_back::<MODE>(cpu, op);
@@ -127,6 +167,18 @@ pub(crate) fn load_pair<T: Word, const SIGN: u8, const MODE: u8>(cpu: &mut Cpu, 
 
 /// STP, STNP: second source in `ra`.
 pub(crate) fn store_pair<T: Word, const MODE: u8>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
+    let (first, second) = (T::cut(cpu.x[usize::from(op.rd)]), T::cut(cpu.x[usize::from(op.ra)]));
+    if cpu.store_pair_hit::<T>(address::<MODE>(cpu, op), first, second) {
+        write_back::<MODE>(cpu, op);
+        next(cpu, rest)
+    } else {
+        store_pair_missed::<T, MODE>(cpu, op, rest)
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn store_pair_missed<T: Word, const MODE: u8>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
     let (first, second) = (T::cut(cpu.x[usize::from(op.rd)]), T::cut(cpu.x[usize::from(op.ra)]));
     match cpu.store_pair::<T>(address::<MODE>(cpu, op), first, second) {
         Ok(()) => {
@@ -175,6 +227,18 @@ pub(crate) fn load_q<const MODE: u8>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flo
 
 /// STR and STUR of Q.
 pub(crate) fn store_q<const MODE: u8>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
+    let value = cpu.v[usize::from(op.rd & 31)];
+    if cpu.store_pair_hit::<u64>(address::<MODE>(cpu, op), value as u64, (value >> 64) as u64) {
+        write_back::<MODE>(cpu, op);
+        next(cpu, rest)
+    } else {
+        store_q_missed::<MODE>(cpu, op, rest)
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn store_q_missed<const MODE: u8>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
     let value = cpu.v[usize::from(op.rd & 31)];
     match cpu.store_pair::<u64>(address::<MODE>(cpu, op), value as u64, (value >> 64) as u64) {
         Ok(()) => {

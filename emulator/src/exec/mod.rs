@@ -18,22 +18,47 @@ mod tests;
 pub(crate) mod trap;
 
 
-use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::code::BLOCK_OPS;
+use crate::code::{BLOCK_OPS, Block};
 use crate::cpu::{Cpu, Stop};
 use crate::exception;
 use crate::exec::host::Word;
 use crate::fault::{Access, AccessKind, FaultInfo, Status};
 use crate::lower::lower;
 use crate::mmu::{self, TableMemory};
-use crate::op::{Flow, Op};
+use crate::op::Flow;
 use crate::tlb::PAGE_BYTES;
+
+/// How often a block that branches to its own start is repeated before the run loop looks at attention and budget again.
+const REPEATS: u32 = 16;
+
+/// The block that is running, and how often it may be repeated on the spot.
+#[derive(Clone, Copy)]
+pub(crate) struct Repeat {
+    block: Block,
+    left: u32,
+}
+
+/// Repeats the running block, from a branch in it to its start, if the run loop allowed that.
+#[inline(always)]
+pub(crate) fn repeat(cpu: &mut Cpu) -> Option<Flow> {
+    let Some(Repeat { block, left }) = &mut cpu.repeat else { return None };
+    if *left == 0 {
+        return None;
+    }
+    *left -= 1;
+    // SAFETY: the block is running, called by the run loop, which alone lets `cpu.code` settle.
+    let ops = unsafe { block.ops() };
+    cpu.retired += ops.len() as u64;
+    let (op, rest) = ops.split_first()?;
+    Some((op.run)(cpu, op, rest))
+}
 
 /// Executes at most `budget` instructions, exactly. An exception taken by an instruction counts as its execution.
 ///
-/// The attention word of the vCPU is looked at once a block, before the budget: with attention raised, nothing is executed.
+/// The attention word of the vCPU is looked at before each block (a block that loops on itself, every [`REPEATS`] turns), and
+/// before the budget: with attention raised, nothing is executed.
 pub fn run(cpu: &mut Cpu, budget: u64) -> Stop {
     let shared = Arc::clone(&cpu.shared);
     let signal = &shared.signals[cpu.index];
@@ -41,7 +66,7 @@ pub fn run(cpu: &mut Cpu, budget: u64) -> Stop {
     loop {
         cpu.code.settle(cpu.tlb.generation());
         // The block that ran last, for loops of one block. Forgotten whenever code or translations may have changed.
-        let mut last: (u64, Option<NonNull<[Op]>>) = (0, None);
+        let mut last: (u64, Option<Block>) = (0, None);
         loop {
             if signal.any() {
                 return Stop::Attention;
@@ -62,10 +87,12 @@ pub fn run(cpu: &mut Cpu, budget: u64) -> Stop {
                     block
                 }
             };
-            // SAFETY: the block is owned by `cpu.code`, which frees blocks only in `settle`, called above and nowhere else;
-            // nothing writes to a block once it is made.
-            let ops = unsafe { block.as_ref() };
-            let ops = if left < ops.len() as u64 { &ops[..left as usize] } else { ops };
+            // SAFETY: `cpu.code` settles above and nowhere else, and lives as long as `cpu`.
+            let ops = unsafe { block.ops() };
+            let length = ops.len() as u64;
+            let ops = if left < length { &ops[..left as usize] } else { ops };
+            let repeats = if left > length * u64::from(REPEATS) { REPEATS } else { 0 };
+            cpu.repeat = Some(Repeat { block, left: repeats });
             let Some((op, rest)) = ops.split_first() else { unreachable!("a block has at least one op") };
             // Counted in advance; who leaves the block early takes back the rest.
             cpu.retired += ops.len() as u64;
@@ -81,7 +108,7 @@ pub fn run(cpu: &mut Cpu, budget: u64) -> Stop {
 
 /// The block at PC, lowered if need be, or `None` if an exception was taken instead.
 #[inline(always)]
-fn fetch(cpu: &mut Cpu) -> Option<NonNull<[Op]>> {
+fn fetch(cpu: &mut Cpu) -> Option<Block> {
     let user = cpu.tlb.context();
     if let Some(page) = cpu.code.page(cpu.pc, user)
         && cpu.pc & 3 == 0
@@ -101,7 +128,7 @@ fn fetch(cpu: &mut Cpu) -> Option<NonNull<[Op]>> {
 
 #[cold]
 #[inline(never)]
-fn fetch_slow(cpu: &mut Cpu) -> Result<NonNull<[Op]>, FaultInfo> {
+fn fetch_slow(cpu: &mut Cpu) -> Result<Block, FaultInfo> {
     let pc = cpu.pc;
     // PC alignment has priority over an illegal state, that over an abort (DDI 0487 D1.3.5.5).
     if pc & 3 != 0 {
