@@ -72,7 +72,7 @@ struct Rig {
 
 impl Rig {
     fn write(&self, slot: SlotId, offset: u64, bytes: &[u8]) {
-        write(&self.memory, &*self.vm, slot, offset, bytes);
+        write(&self.memory, &self.vm, slot, offset, bytes);
     }
 
     fn bitmap(&self, slot: SlotId) -> PageBitmap {

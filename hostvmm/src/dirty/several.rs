@@ -171,7 +171,11 @@ impl DirtyLog for SeveralLogs {
 
     fn stop(&mut self) -> Result<(), DirtyLogError> {
         // Every log is stopped, also after one has failed.
-        self.logs.iter_mut().map(|log| log.stop()).fold(Ok(()), |all, one| all.and(one))
+        let mut result = Ok(());
+        for log in &mut self.logs {
+            result = result.and(log.stop());
+        }
+        result
     }
 }
 

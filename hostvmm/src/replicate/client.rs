@@ -255,9 +255,9 @@ impl Region {
                 }
                 let at = offset + start as u64;
                 if zero {
-                    sink.zero(at, (end - start) as u64)?
+                    sink.zero(at, (end - start) as u64)?;
                 } else {
-                    sink.data(at, &bytes[start..end])?
+                    sink.data(at, &bytes[start..end])?;
                 }
                 start = end;
             }
