@@ -95,7 +95,7 @@ impl Ram {
     pub unsafe fn new(slots: &[RamSlot]) -> Result<Self, RamError> {
         for (index, slot) in slots.iter().enumerate() {
             let host = slot.host.as_ptr() as u64;
-            if (slot.gpa.raw() | host | slot.len_bytes) % SLOT_ALIGN != 0 || slot.len_bytes == 0 {
+            if !(slot.gpa.raw() | host | slot.len_bytes).is_multiple_of(SLOT_ALIGN) || slot.len_bytes == 0 {
                 return Err(RamError::Unaligned { slot: index, gpa: slot.gpa });
             }
             if slot.gpa.checked_add(slot.len_bytes).is_none() || host.checked_add(slot.len_bytes).is_none() {

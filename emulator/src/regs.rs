@@ -77,7 +77,7 @@ pub const fn sysreg_id(enc: u16) -> u64 {
 }
 
 const fn core_id(size: u64, offset: u64) -> u64 {
-    ARM64 | size | KIND_CORE | offset / 4
+    ARM64 | size | KIND_CORE | (offset / 4)
 }
 
 /// One register, decoded from an id.

@@ -32,10 +32,11 @@
 //! *No deadlock.* Waiting, a requester that is a vCPU goes on polling its own slot; so of any set of vCPUs that wait for each other each
 //! serves the others. A requester that is no vCPU is waited for by nobody.
 //!
-//! The argument is checked by a `loom` model of [`protocol`]'s own source, over all interleavings of two threads, and by a
+//! The argument is checked by a `loom` model of [`protocol`]'s own source, over the interleavings of two threads (bounded preemptions), and by a
 //! stress test with the dirty log on real threads: `cargo test -p emulator safepoint`.
 
 #[cfg(test)]
+#[expect(clippy::duplicate_mod, reason = "the model compiles the protocol's own source over loom's atomics")]
 #[expect(unreachable_pub, reason = "the protocol's public items are private in its second compilation")]
 mod model;
 mod protocol;

@@ -59,7 +59,7 @@ pub const SCTLR_WRITABLE: u64 = 1
     | 1 << 23
     | 1 << 26;
 /// TCR_EL1 bits that are implemented: all up to HPD1 except the RES0 bits 6 and 35.
-pub const TCR_WRITABLE: u64 = (1 << 43) - 1 & !(1 << 6 | 1 << 35);
+pub const TCR_WRITABLE: u64 = ((1 << 43) - 1) & !(1 << 6 | 1 << 35);
 
 /// MPIDR_EL1 of vCPU `index`: RES1 bit 31, Aff0.
 pub const fn mpidr(index: usize) -> u64 {

@@ -92,7 +92,8 @@ fn el0_reaches_only_what_el1_opens() {
             assert!(read(cpu, enc).is_ok(), "{}", describe(enc));
         }
         assert_eq!(write(cpu, TPIDRRO_EL0, 1), Err(Trap::Undefined));
-        let gates: [(u16, fn(&mut SysRegs)); 4] = [
+        type Open = fn(&mut SysRegs);
+        let gates: [(u16, Open); 4] = [
             (CTR_EL0, |sys| sys.sctlr |= 1 << 15),
             (DAIF, |sys| sys.sctlr |= 1 << 9),
             (CNTVCT_EL0, |sys| sys.cntkctl |= 1 << 1),
