@@ -194,10 +194,22 @@ impl Cpu {
     /// # Errors
     /// As [`Cpu::store`].
     pub(crate) fn probe_store(&mut self, va: u64, len: u64) -> Result<(), Trap> {
+        self.probe(va, len, true)
+    }
+
+    /// Checks that a load of `len` bytes (at most a page) from `va` would find RAM or fault.
+    ///
+    /// # Errors
+    /// As [`Cpu::load`].
+    pub(crate) fn probe_load(&mut self, va: u64, len: u64) -> Result<(), Trap> {
+        self.probe(va, len, false)
+    }
+
+    fn probe(&mut self, va: u64, len: u64, write: bool) -> Result<(), Trap> {
         let context = self.tlb.context();
         for at in [va, va.wrapping_add(len - 1)] {
-            if let Place::Io { .. } = self.resolve(at, true, context)? {
-                return Err(self.abort(Status::External, at, true, context));
+            if let Place::Io { .. } = self.resolve(at, write, context)? {
+                return Err(self.abort(Status::External, at, write, context));
             }
         }
         Ok(())

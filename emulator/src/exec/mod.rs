@@ -1,6 +1,6 @@
 //! Execution: [`run`] and, by file, the handlers of each group of instructions.
 //!
-//! [`alu`], [`branch`], [`loadstore`], [`atomic`] and [`system`] hold handlers, [`trap`] what they do when they cannot complete,
+//! [`alu`], [`branch`], [`loadstore`], [`atomic`], [`simd`], [`fp`] and [`system`] hold handlers, [`trap`] what they do when they cannot complete,
 //! [`access`] guest memory by virtual address, [`host`] the accesses to the host's memory.
 #![expect(unsafe_code, reason = "runs blocks that the vCPU itself owns")]
 
@@ -8,8 +8,10 @@ mod access;
 pub(crate) mod alu;
 pub(crate) mod atomic;
 pub(crate) mod branch;
+pub(crate) mod fp;
 pub(crate) mod host;
 pub(crate) mod loadstore;
+pub(crate) mod simd;
 pub(crate) mod system;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -1,12 +1,13 @@
 //! From an instruction word to an [`Op`]: [`lower`].
 //!
-//! `disarm64` decodes; its class and feature say which file lowers it: [`integer`], [`memory`], [`system`], [`simd`]. A word that decodes to
+//! `disarm64` decodes; its class and feature say which file lowers it: [`integer`], [`memory`], [`system`], [`simd`], [`structures`]. A word that decodes to
 //! nothing, or to an encoding that the architecture reserves, is UNDEFINED; an instruction that exists but is not modelled is
 //! UNDEFINED too and named in the machine's log.
 
 mod integer;
 mod memory;
 mod simd;
+mod structures;
 mod system;
 
 use disarm64::{InsnOpcode, Opcode, decoder};
@@ -92,10 +93,8 @@ fn by_class(insn: Insn, opcode: Opcode) -> Lowered {
         (Class::LDSTEXCL, Feature::V8 | Feature::LOR) => memory::exclusive(insn),
         (Class::LDSTEXCL, Feature::RCPC) => memory::load_acquire_rcpc(insn),
         (Class::LSE_ATOMIC, Feature::LSE) => memory::lse(insn, name),
-        _ => match simd::lower(insn, opcode) {
-            Some(op) => Lowered::Op(op),
-            None => Lowered::Unknown,
-        },
+        (class, Feature::SIMD | Feature::FP) => simd::lower(insn, class, name),
+        _ => Lowered::Unknown,
     }
 }
 
