@@ -168,17 +168,6 @@ struct EmulatorVcpu {
 }
 
 impl EmulatorVcpu {
-    /// x0 to x30 and the program counter.
-    fn general(&mut self, register: u64) -> Result<&mut u64, BackendError> {
-        let unknown = self.register_error(register, "it is not a general register".into());
-        let cpu = self.vcpu.cpu();
-        match register.checked_sub(REG_X0) {
-            Some(_) if register == REG_PC => Ok(&mut cpu.pc),
-            Some(offset) if offset < 62 && offset % 2 == 0 => Ok(&mut cpu.x[offset as usize / 2]),
-            _ => Err(unknown),
-        }
-    }
-
     fn register_error(&self, register: u64, reason: String) -> BackendError {
         BackendError::Register { vcpu: self.vcpu.index(), accelerator: Accelerator::Emulator, register, reason }
     }
@@ -233,14 +222,12 @@ impl Vcpu for EmulatorVcpu {
     }
 
     fn get_reg(&mut self, register: u64) -> Result<u128, BackendError> {
-        self.general(register).map(|value| u128::from(*value))
+        emulator::regs::get(self.vcpu.cpu(), register).map_err(|error| self.register_error(register, error.to_string()))
     }
 
     fn set_reg(&mut self, register: u64, value: u128) -> Result<(), BackendError> {
-        let value = u64::try_from(value)
-            .map_err(|_| self.register_error(register, "the value has more than 64 bits".into()))?;
-        *self.general(register)? = value;
-        Ok(())
+        emulator::regs::set(self.vcpu.cpu(), register, value)
+            .map_err(|error| self.register_error(register, error.to_string()))
     }
 
     fn instructions(&self) -> Option<u64> {
