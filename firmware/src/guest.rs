@@ -53,7 +53,8 @@ pub(crate) struct Machine {
     pub(crate) plan: Plan,
 }
 
-/// The primary vCPU, on its own stack, at EL1, under the boot table, with a blank `.bss`. `dtb` is the devicetree's address.
+/// The primary vCPU, on its own stack, at EL1, under the boot table, with a blank `.bss`. `dtb` is the devicetree's
+/// address.
 fn primary(dtb: usize) -> ! {
     let devices = devicetree::read(dtb);
     let boot = devices.boot;

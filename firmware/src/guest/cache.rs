@@ -1,7 +1,7 @@
 //! Cache maintenance by address, and what the cache ID registers say.
 //!
-//! Three places need it: what a secondary reads before its MMU is on, instructions that the `code` pattern writes, and DC ZVA's
-//! block size.
+//! Three places need it: what a secondary reads before its MMU is on, instructions that the `code` pattern writes, and
+//! DC ZVA's block size.
 #![expect(unsafe_code, reason = "cache maintenance instructions")]
 
 use core::arch::asm;
@@ -32,8 +32,8 @@ pub(crate) fn clean(range: GuestRange) {
     barrier::dsb(SY);
 }
 
-/// Makes instructions written through `data_va` visible to fetches through `code_va`. Both name the same 64 bytes at most, not
-/// crossing a line of either cache (DDI 0487 B2.4.4).
+/// Makes instructions written through `data_va` visible to fetches through `code_va`. Both name the same 64 bytes at
+/// most, not crossing a line of either cache (DDI 0487 B2.4.4).
 pub(crate) fn publish_code(data_va: u64, code_va: u64) {
     // SAFETY: cleaning changes no byte that anyone can see.
     unsafe { asm!("dc cvau, {}", in(reg) data_va, options(nostack, preserves_flags)) };

@@ -91,8 +91,8 @@ fn digest(machine: &Machine, range: GuestRange, pass: u64) -> u64 {
     let mut digest = RegionDigest::new(pass);
     for offset in (0..range.len_bytes()).step_by(PAGE_BYTES as usize) {
         let page = (view + offset) as *const u8;
-        // SAFETY: the page is mapped for reading. The host asks for a digest of the region while all vCPUs are parked or
-        // digest, so nobody writes it meanwhile.
+        // SAFETY: the page is mapped for reading. The host asks for a digest of the region while all vCPUs are parked
+        // or digest, so nobody writes it meanwhile.
         let bytes = unsafe { core::slice::from_raw_parts(page, PAGE_BYTES as usize) };
         let gpa = range.start().checked_add(offset).expect("the range does not wrap");
         digest.add_page(gpa, bytes);

@@ -1,4 +1,5 @@
-//! What the guest takes from the devicetree: the boot block, where the devices are, how PSCI is called, which CPUs there are.
+//! What the guest takes from the devicetree: the boot block, where the devices are, how PSCI is called, which CPUs
+//! there are.
 //!
 //! It is read once, before there is a heap. A devicetree that lacks something needed is a panic that names it:
 //! the machine is not one that this firmware can run on.

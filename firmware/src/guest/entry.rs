@@ -1,11 +1,12 @@
 //! First instructions of every vCPU: down to EL1, translation on, stacks, a blank `.bss`; then Rust.
 //!
-//! The primary starts on a table that is part of the image: 1 GiB blocks, everything at its own address. So all Rust code runs with
-//! caches on, where unaligned accesses and exclusives work, and nothing is ever written around the caches. The table has 4K granules,
-//! which every CPU has whatever else it has; [`crate::guest::mmu`] leaves it for the one that the host asked for.
+//! The primary starts on a table that is part of the image: 1 GiB blocks, everything at its own address. So all Rust
+//! code runs with caches on, where unaligned accesses and exclusives work, and nothing is ever written around the
+//! caches. The table has 4K granules, which every CPU has whatever else it has; [`crate::guest::mmu`] leaves it for the
+//! one that the host asked for.
 //!
-//! A vCPU runs on SP_EL0 and takes exceptions on SP_EL1 (EL1t): the two stacks of [`crate::guest::image`]. So an exception that
-//! is caused by a full stack has a good stack to be handled on, with no shuffling in the vectors.
+//! A vCPU runs on SP_EL0 and takes exceptions on SP_EL1 (EL1t): the two stacks of [`crate::guest::image`]. So an
+//! exception that is caused by a full stack has a good stack to be handled on, with no shuffling in the vectors.
 //!
 //! Neighbours: [`crate::guest::smp`] fills the [`SecondaryContext`] that a secondary starts from; the vectors are in
 //! [`crate::guest::exceptions`].
@@ -31,15 +32,16 @@ pub(crate) struct SecondaryContext {
     pub(crate) machine: u64,
 }
 
-/// SCTLR_EL1 with MMU and caches off: EnIA… clear, the bits that are RES1 without their features set (DDI 0487 D24.2.175:
-/// LSMAOE, nTLSMD, SPAN, EIS, TSCXT, nTWE, nTWI, EOS).
+/// SCTLR_EL1 with MMU and caches off: the bits that are RES1 without their features set (DDI 0487
+/// D24.2.175: LSMAOE, nTLSMD, SPAN, EIS, TSCXT, nTWE, nTWI, EOS).
 pub(crate) const SCTLR_MMU_OFF: u64 = 1 << 29 | 1 << 28 | 1 << 23 | 1 << 22 | 1 << 20 | 1 << 18 | 1 << 16 | 1 << 11;
 
 /// SCTLR_EL1's bits for the MMU, the data and the instruction caches.
 pub(crate) const SCTLR_MMU_AND_CACHES: u64 = 1 | 1 << 2 | 1 << 12;
 const SCTLR_BOOT: u64 = SCTLR_MMU_OFF | SCTLR_MMU_AND_CACHES;
 
-/// TCR_EL1 for the boot table: 39 bits, 4K granule, inner shareable write-back walks, 36-bit physical addresses, no high half.
+/// TCR_EL1 for the boot table: 39 bits, 4K granule, inner shareable write-back walks, 36-bit physical addresses, no
+/// high half.
 const TCR_BOOT: u64 = 25 | 0b01 << 8 | 0b01 << 10 | 0b11 << 12 | 1 << 23 | 1 << 32;
 
 /// Boot table entries: level 1 blocks with the access flag, never executable at EL0. The first is the devices'.

@@ -1,7 +1,8 @@
 //! All sixteen vectors: interrupts are handled, anything else is reported to the host with registers and backtrace.
 //!
-//! Code runs on SP_EL0, handlers on SP_EL1 (see [`crate::guest::entry`]), so even a stack that has run into its guard leaves a good
-//! one to report on. Neighbours: [`crate::guest::gic`] handles interrupts, [`crate::guest::hypercall`] carries the report.
+//! Code runs on SP_EL0, handlers on SP_EL1 (see [`crate::guest::entry`]), so even a stack that has run into its guard
+//! leaves a good one to report on. Neighbours: [`crate::guest::gic`] handles interrupts, [`crate::guest::hypercall`]
+//! carries the report.
 #![expect(unsafe_code, reason = "vectors, saved registers, and a walk of stack frames")]
 
 use core::arch::global_asm;
@@ -178,8 +179,8 @@ fn report(frame: &Frame) -> ! {
     hypercall::report_exception(vcpu, report)
 }
 
-/// Return addresses along the chain of frame records from `fp` (AAPCS64 6.4.6), innermost first. A record that does not lie in a
-/// stack of `vcpu`, above the one before, ends it: after an exception nothing can be trusted.
+/// Return addresses along the chain of frame records from `fp` (AAPCS64 6.4.6), innermost first. A record that does not
+/// lie in a stack of `vcpu`, above the one before, ends it: after an exception nothing can be trusted.
 fn backtrace(vcpu: usize, fp: u64) -> impl Iterator<Item = u64> {
     const RECORD_BYTES: u64 = 16;
     let stacks = [image::stack(vcpu), image::exception_stack(vcpu)];

@@ -1,7 +1,7 @@
 //! The interrupt controller: virtual timer on, everything else off. The driver is crate `arm-gic`.
 //!
-//! The primary sets up distributor and all redistributors before any secondary runs, so no lock is needed; each vCPU then
-//! opens its own CPU interface, which is system registers.
+//! The primary sets up distributor and all redistributors before any secondary runs, so no lock is needed; each vCPU
+//! then opens its own CPU interface, which is system registers.
 #![expect(unsafe_code, reason = "the driver is given the devices' addresses")]
 
 use core::ptr::NonNull;
@@ -24,7 +24,8 @@ pub(crate) fn init(machine: &Machine) {
     let (gicd, gicr) = (machine.devices.gicd.start().raw(), machine.devices.gicr.start().raw());
     let gicd = NonNull::new(gicd as *mut Gicd).expect("no device lies at address 0");
     let gicr = NonNull::new(gicr as *mut GicrSgi).expect("no device lies at address 0");
-    // SAFETY: the devicetree says that a distributor is there; it is mapped as device memory, and this is its only user.
+    // SAFETY: the devicetree says that a distributor is there; it is mapped as device memory, and this is its only
+    // user.
     let gicd = unsafe { UniqueMmioPointer::new(gicd) };
     let vcpus = machine.boot.vcpus as usize;
     // SAFETY: as above, for the redistributors, of which there is one for each vCPU.

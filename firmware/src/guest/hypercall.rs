@@ -1,4 +1,5 @@
-//! Hypercalls: a request block of each vCPU's own, posted by doorbell or HVC. `abi::hypercall` has the layout and the rules.
+//! Hypercalls: a request block of each vCPU's own, posted by doorbell or HVC. `abi::hypercall` has the layout and the
+//! rules.
 #![expect(unsafe_code, reason = "the request block is memory shared with the host, the doorbell a device register")]
 
 use core::arch::asm;
@@ -96,8 +97,8 @@ fn call(vcpu: usize, op: Op, args: [u64; WORDS]) -> Result<[u64; WORDS], u32> {
         }
         base => {
             // A plain STR: the only form whose trap describes itself to a hypervisor (ESR_EL2.ISV).
-            // SAFETY: the devicetree says that the doorbell is there, and it is mapped as device memory. The host writes
-            // to the block, which the assembly is therefore assumed to do.
+            // SAFETY: the devicetree says that the doorbell is there, and it is mapped as device memory. The host
+            // writes to the block, which the assembly is therefore assumed to do.
             unsafe {
                 asm!("str {value:w}, [{register}]", value = in(reg) at / REQUEST_ALIGN, register = in(reg) base + REG_DOORBELL,
                     options(nostack, preserves_flags));

@@ -1,5 +1,5 @@
-//! Where the linker script put the parts of the image. Neighbours: linker/aarch64.ld defines the symbols, [`crate::guest::mmu`] maps
-//! each part with its permissions.
+//! Where the linker script put the parts of the image. Neighbours: linker/aarch64.ld defines the symbols,
+//! [`crate::guest::mmu`] maps each part with its permissions.
 #![expect(unsafe_code, reason = "linker symbols are extern statics")]
 
 use abi::map::MAX_VCPUS;

@@ -7,9 +7,10 @@
 //!     n-2+n-1  region, read-only, executable   n-2+n-1  RAM, read-only, guards included
 //! ```
 //!
-//! (`n-1` means 2^(n-1) up in the half.) The region is never at its physical address, and its two writable aliases are used in turn.
-//! Image parts have permissions of their own; guards below stacks are not mapped. All is mapped before any
-//! of it is used, while the boot table maps everything to itself; the tables of `tablewalk` are linked from the start, while they are all zeroes.
+//! (`n-1` means 2^(n-1) up in the half.) The region is never at its physical address, and its two writable aliases are
+//! used in turn. Image parts have permissions of their own; guards below stacks are not mapped. All is mapped before
+//! any of it is used, while the boot table maps everything to itself; the tables of `tablewalk` are linked from the
+//! start, while they are all zeroes.
 //!
 //! Neighbours: `pagetable` writes the descriptors, [`crate::guest::image`] knows the parts.
 #![expect(
@@ -47,10 +48,12 @@ pub(crate) struct TranslationRegisters {
 }
 
 impl TranslationRegisters {
-    /// Leaves the boot table for these, on the primary. Granule and VA size may change, so the MMU is off in between: no data
-    /// is touched meanwhile, and instructions are fetched from the same addresses before, in between, and after.
+    /// Leaves the boot table for these, on the primary. Granule and VA size may change, so the MMU is off in between:
+    /// no data is touched meanwhile, and instructions are fetched from the same addresses before, in between, and
+    /// after.
     pub(crate) fn switch_to(&self) {
-        // SAFETY: what this code can reach is mapped to itself by the boot table and by the new ones, which are complete.
+        // SAFETY: what this code can reach is mapped to itself by the boot table and by the new ones, which are
+        // complete.
         unsafe {
             asm!(
                 "dsb ish",

@@ -1,8 +1,8 @@
 //! Executes the plan: every write by the instruction that the plan names.
 //!
-//! One file for each mechanism. The patterns of the command line are made of them: `dirtyram`, `stream`, `hotcold` and `tstaeshm` of
-//! [`increment`] and [`store`], `full` of [`store`], `shared` of whatever its lines ask for, `mixed` of all.
-//! Contract: no byte of the region outside the plan's writes is ever stored to.
+//! One file for each mechanism. The patterns of the command line are made of them: `dirtyram`, `stream`, `hotcold` and
+//! `tstaeshm` of [`increment`] and [`store`], `full` of [`store`], `shared` of whatever its lines ask for, `mixed` of
+//! all. Contract: no byte of the region outside the plan's writes is ever stored to.
 
 mod code;
 mod dczva;

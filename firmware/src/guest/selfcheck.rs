@@ -1,7 +1,7 @@
 //! The guest's own check that the region holds what the plan says.
 //!
-//! The plan is replayed into a scratch buffer, as large as the heap allows, and compared with the region piece by piece. It shares
-//! nothing with the code that executed the plan but the plan itself.
+//! The plan is replayed into a scratch buffer, as large as the heap allows, and compared with the region piece by
+//! piece. It shares nothing with the code that executed the plan but the plan itself.
 #![expect(unsafe_code, reason = "the region is read by address")]
 
 use abi::Gpa;
@@ -89,6 +89,7 @@ fn first_difference(va: u64, expected: &[u8]) -> Option<(usize, u8)> {
 /// The bytes of the aligned word at `va` in the region.
 fn read_word(va: u64) -> [u8; 8] {
     let word = va as *const u64;
-    // SAFETY: the word lies in the region's mapping; volatile, since other vCPUs' stores are not the compiler's business.
+    // SAFETY: the word lies in the region's mapping; volatile, since other vCPUs' stores are not the compiler's
+    // business.
     unsafe { word.read_volatile() }.to_le_bytes()
 }

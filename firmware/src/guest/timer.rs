@@ -7,7 +7,8 @@ use aarch64_cpu::asm::barrier::{self, SY};
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTV_CTL_EL0, CNTV_CVAL_EL0, CNTVCT_EL0, DAIF};
 use tock_registers::interfaces::{ReadWriteable, Readable, Writeable};
 
-/// Longest single wait: the host sets [`abi::hypercall::ProgressSlot::stop`] without an interrupt, so a sleeper has to look.
+/// Longest single wait: the host sets [`abi::hypercall::ProgressSlot::stop`] without an interrupt, so a sleeper has to
+/// look.
 const LOOK_INTERVAL_MS: u64 = 5;
 
 /// Turns this vCPU's timer off, whatever it was left at.
@@ -37,8 +38,8 @@ fn now() -> u64 {
     CNTVCT_EL0.get()
 }
 
-/// Waits for the timer's interrupt at `deadline`. Interrupts are masked from the check to the WFI, which wakes for a masked
-/// interrupt too; so one that comes in between is not slept through.
+/// Waits for the timer's interrupt at `deadline`. Interrupts are masked from the check to the WFI, which wakes for a
+/// masked interrupt too; so one that comes in between is not slept through.
 fn wait_until(deadline: u64) {
     CNTV_CVAL_EL0.set(deadline);
     CNTV_CTL_EL0.set(1); // ENABLE, not masked

@@ -13,7 +13,8 @@ pub(super) fn zero(Place(va): Place, len: u32, block_bytes: u64) {
     let len = u64::from(len);
     assert!(va.is_multiple_of(block_bytes) && len.is_multiple_of(block_bytes), "the plan zeroes whole blocks");
     for block in (va..va + len).step_by(block_bytes as usize) {
-        // SAFETY: `Place` says that the range lies in the region, which is mapped writable; the block lies in the range.
+        // SAFETY: `Place` says that the range lies in the region, which is mapped writable; the block lies in the
+        // range.
         unsafe { asm!("dc zva, {}", in(reg) block, options(nostack, preserves_flags)) };
     }
 }

@@ -7,8 +7,8 @@ use super::Place;
 
 /// Adds `addend` to the word.
 pub(super) fn add(Place(va): Place, addend: u64) {
-    // SAFETY: `Place` says that the word lies in the region, which is mapped writable; the plan aligns it. Between the two
-    // exclusives there is no other access (DDI 0487 B2.12.5).
+    // SAFETY: `Place` says that the word lies in the region, which is mapped writable; the plan aligns it. Between the
+    // two exclusives there is no other access (DDI 0487 B2.12.5).
     unsafe {
         asm!(
             "2:",

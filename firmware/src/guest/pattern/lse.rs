@@ -24,8 +24,8 @@ pub(super) fn swap(Place(va): Place, value: u64) {
     }
 }
 
-/// CAS that expects what is there. Only this vCPU writes the word, so it succeeds the first time; the loop is for the reader that
-/// trusts nothing.
+/// CAS that expects what is there. Only this vCPU writes the word, so it succeeds the first time; the loop is for the
+/// reader that trusts nothing.
 pub(super) fn compare_and_swap(Place(va): Place, value: u64) {
     let word = va as *const u64;
     loop {

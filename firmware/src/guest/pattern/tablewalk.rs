@@ -1,7 +1,7 @@
 //! Pages that hold live translation tables, which the hardware's walker updates: access flag and dirty state.
 //!
-//! The table lies in the region and is linked into the address space at this vCPU's window, so the walker reads it, and with
-//! FEAT_HAFDBS writes it, on every access to a page of the window that is not in the TLB.
+//! The table lies in the region and is linked into the address space at this vCPU's window, so the walker reads it, and
+//! with FEAT_HAFDBS writes it, on every access to a page of the window that is not in the TLB.
 #![expect(unsafe_code, reason = "accesses by way of a table that is being changed")]
 
 use core::arch::asm;
@@ -28,14 +28,16 @@ impl Slot {
     }
 }
 
-/// Stores a descriptor in the table at `place`, then drops the translation of the entry from this vCPU's TLB, so that the next access
-/// walks. The plan changes access flag and AP\[2\] alone, which takes no break-before-make (DDI 0487 D8.16.1).
+/// Stores a descriptor in the table at `place`, then drops the translation of the entry from this vCPU's TLB, so that
+/// the next access walks. The plan changes access flag and AP\[2\] alone, which takes no break-before-make (DDI 0487
+/// D8.16.1).
 pub(super) fn store_descriptor(Place(va): Place, descriptor: u64, slot: Slot) {
     let entry = va as *mut u64;
-    // SAFETY: `Place` says that the entry lies in the region, which is mapped writable; the plan aligns it. Nothing but the
-    // window is translated by it.
+    // SAFETY: `Place` says that the entry lies in the region, which is mapped writable; the plan aligns it. Nothing but
+    // the window is translated by it.
     unsafe { entry.write_volatile(descriptor) };
-    // TLBI takes VA[55:12], whatever the granule; the entry is global, so the ASID (0) does not matter. Only this vCPU uses the window, so its own TLB is enough.
+    // TLBI takes VA[55:12], whatever the granule; the entry is global, so the ASID (0) does not matter. Only this vCPU
+    // uses the window, so its own TLB is enough.
     let operand = slot.va >> 12 & ((1 << 44) - 1);
     // SAFETY: dropping a cached translation is always allowed.
     unsafe { asm!("dsb ishst", "tlbi vae1, {}", "dsb nsh", "isb", in(reg) operand, options(nostack, preserves_flags)) };

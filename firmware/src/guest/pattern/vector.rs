@@ -1,7 +1,7 @@
 //! Stores of one and of two 128-bit vector registers.
 //!
-//! The firmware's own code never uses vector registers (its target is soft-float), so these need neither be saved in exceptions nor
-//! declared as changed.
+//! The firmware's own code never uses vector registers (its target is soft-float), so these need neither be saved in
+//! exceptions nor declared as changed.
 #![expect(unsafe_code, reason = "stores to the region by given instructions")]
 
 use core::arch::asm;
