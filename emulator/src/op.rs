@@ -27,7 +27,8 @@ pub type Handler = fn(&mut Cpu, &Op, &[Op]) -> Flow;
 pub struct Op {
     /// Executes it.
     pub run: Handler,
-    /// Where `run` is a check (the stack pointer's alignment, access to SIMD&FP): the handler behind the check.
+    /// Where `run` is a check (the stack pointer's alignment, access to SIMD&FP): the handler behind the check. For an op that
+    /// [`FUSES`]: the handler that executes the next op too.
     pub then: Handler,
     /// Immediate, absolute branch target, offset: the handler knows.
     pub imm: u64,
@@ -50,6 +51,20 @@ impl Op {
     #[inline(always)]
     pub fn rd_source(&self) -> u8 {
         if self.rd == REG_SINK { REG_ZERO } else { self.rd }
+    }
+}
+
+/// In [`Op::aux`] of an op that sets flags: with [`CONDITIONAL`] behind it, [`Op::then`] executes both.
+pub(crate) const FUSES: u16 = 0x100;
+/// In [`Op::aux`] of B.cond.
+pub(crate) const CONDITIONAL: u16 = 0x101;
+
+/// Fuses what can be fused in a block: comparing and branching is the end of nearly every loop.
+pub(crate) fn fuse(block: &mut [Op]) {
+    for index in 1..block.len() {
+        if block[index - 1].aux == FUSES && block[index].aux == CONDITIONAL {
+            block[index - 1].run = block[index - 1].then;
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Integer arithmetic and logic: handlers generic over the operand width (`X`: 64 bits) and what else lowering knows.
 
 use crate::cpu::Cpu;
+use crate::exec::branch;
 use crate::op::{Flow, Op, next};
 
 /// No shift, for the `SHIFT` parameter of the shifted-register forms; 0 to 3 are LSL, LSR, ASR, ROR.
@@ -161,6 +162,34 @@ pub(crate) fn adds_imm<const X: bool, const SUB: bool>(cpu: &mut Cpu, op: &Op, r
     set(cpu, op.rd, sum);
     cpu.pstate.nzcv = nzcv;
     next(cpu, rest)
+}
+
+/// Goes on behind an op that set NZCV to `nzcv` and is followed by B.cond, which is executed right here.
+#[inline(always)]
+fn branch_on(cpu: &mut Cpu, rest: &[Op], nzcv: u8) -> Flow {
+    // A budget may end between the two.
+    let Some((branch, rest)) = rest.split_first() else { return Flow::Next };
+    if CONDITIONS[usize::from(branch.ra & 15)] >> (nzcv & 15) & 1 != 0 {
+        branch::leave(cpu, rest, branch.imm)
+    } else {
+        next(cpu, rest)
+    }
+}
+
+/// [`adds_imm`] and the B.cond behind it.
+pub(crate) fn adds_imm_branch<const X: bool, const SUB: bool>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
+    let (sum, nzcv) = add_with_carry::<X>(reg(cpu, op.rn), op.imm, SUB);
+    set(cpu, op.rd, sum);
+    cpu.pstate.nzcv = nzcv;
+    branch_on(cpu, rest, nzcv)
+}
+
+/// SUBS (register, no shift) and the B.cond behind it.
+pub(crate) fn subs_branch<const X: bool>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
+    let (sum, nzcv) = add_with_carry::<X>(reg(cpu, op.rn), !reg(cpu, op.rm), true);
+    set(cpu, op.rd, sum);
+    cpu.pstate.nzcv = nzcv;
+    branch_on(cpu, rest, nzcv)
 }
 
 #[inline(always)]

@@ -29,7 +29,7 @@ use crate::exec::host::Word;
 use crate::fault::{Access, AccessKind, FaultInfo, Status};
 use crate::lower::lower;
 use crate::mmu::{self, TableMemory};
-use crate::op::Flow;
+use crate::op::{Flow, fuse};
 use crate::tlb::PAGE_BYTES;
 
 /// How often a block that branches to its own start is repeated before the run loop looks at attention and budget again.
@@ -168,5 +168,6 @@ fn fetch_slow(cpu: &mut Cpu) -> Result<Block, FaultInfo> {
             break;
         }
     }
+    fuse(&mut ops);
     Ok(cpu.code.insert(page, pc, ops))
 }

@@ -15,15 +15,13 @@ use crate::shared::Shared;
 /// Where a bench's RAM starts, and its code with it.
 pub(crate) const BASE: u64 = 0x4000_0000;
 /// Where tests keep their data.
-pub(crate) const DATA: u64 = BASE + 0x10_0000;
+pub(crate) const DATA: u64 = BASE + 0x1_0000;
 /// Bytes of RAM.
-pub(crate) const RAM_BYTES: u64 = 0x40_0000;
+pub(crate) const RAM_BYTES: u64 = 0x4_0000;
 /// Where the exception vectors are; a synchronous exception from EL1h comes to [`SYNC`].
 pub(crate) const VECTORS: u64 = BASE + 0x8000;
 /// The vector of a synchronous exception from the current exception level with its own stack pointer.
 pub(crate) const SYNC: u64 = VECTORS + 0x200;
-/// The vector of a synchronous exception from EL0.
-pub(crate) const SYNC_EL0: u64 = VECTORS + 0x400;
 
 /// A vCPU at EL1 with the MMU on a flat map of 1 GiB blocks, Normal memory, and its code at [`BASE`].
 pub(crate) struct Bench {
@@ -85,6 +83,14 @@ impl Bench {
         let mut bytes = [0; 8];
         self.shared.ram.read_bytes(Gpa::new(gpa), &mut bytes).expect("inside RAM");
         u64::from_le_bytes(bytes)
+    }
+
+    /// Another vCPU of the same machine, with the same registers.
+    pub(crate) fn sibling(&self) -> Cpu {
+        let mut sibling = Cpu::new(1, Arc::clone(&self.shared));
+        (sibling.x, sibling.pc, sibling.pstate, sibling.sys) = (self.cpu.x, self.cpu.pc, self.cpu.pstate, self.cpu.sys.clone());
+        sibling.translation_changed();
+        sibling
     }
 
     /// Executes exactly `count` instructions.

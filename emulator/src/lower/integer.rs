@@ -2,7 +2,7 @@
 
 use super::{Insn, Lowered, sink, stack};
 use crate::exec::alu::{self, NO_SHIFT, logic, unary};
-use crate::op::{Handler, Op};
+use crate::op::{FUSES, Handler, Op};
 
 /// ADD, ADDS, SUB, SUBS (immediate).
 pub(super) fn add_sub_imm(insn: Insn) -> Lowered {
@@ -10,13 +10,13 @@ pub(super) fn add_sub_imm(insn: Insn) -> Lowered {
     let imm = u64::from(insn.field(10, 12)) << if insn.bit(22) { 12 } else { 0 };
     let rn = stack(insn.rn());
     if flags {
-        let run = match (insn.is_64(), sub) {
-            (false, false) => alu::adds_imm::<false, false>,
-            (false, true) => alu::adds_imm::<false, true>,
-            (true, false) => alu::adds_imm::<true, false>,
-            (true, true) => alu::adds_imm::<true, true>,
+        let (run, then): (Handler, Handler) = match (insn.is_64(), sub) {
+            (false, false) => (alu::adds_imm::<false, false>, alu::adds_imm_branch::<false, false>),
+            (false, true) => (alu::adds_imm::<false, true>, alu::adds_imm_branch::<false, true>),
+            (true, false) => (alu::adds_imm::<true, false>, alu::adds_imm_branch::<true, false>),
+            (true, true) => (alu::adds_imm::<true, true>, alu::adds_imm_branch::<true, true>),
         };
-        return Lowered::Op(Op { rn, imm: if sub { !imm } else { imm }, ..insn.op(run) });
+        return Lowered::Op(Op { then, aux: FUSES, rn, imm: if sub { !imm } else { imm }, ..insn.op(run) });
     }
     let run = if insn.is_64() { alu::add_imm::<true> } else { alu::add_imm::<false> };
     let imm = if sub { imm.wrapping_neg() } else { imm };
@@ -50,7 +50,10 @@ pub(super) fn add_sub_shifted(insn: Insn) -> Lowered {
         (1, _) => add_sub::<1>(insn),
         _ => add_sub::<2>(insn),
     };
-    Lowered::Op(Op { ra: amount, ..insn.op(run) })
+    let op = Op { ra: amount, ..insn.op(run) };
+    let compares = insn.bit(30) && insn.bit(29) && amount == 0;
+    let then: Handler = if insn.is_64() { alu::subs_branch::<true> } else { alu::subs_branch::<false> };
+    Lowered::Op(if compares { Op { then, aux: FUSES, ..op } } else { op })
 }
 
 /// ADD, ADDS, SUB, SUBS (extended register).

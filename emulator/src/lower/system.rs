@@ -3,7 +3,7 @@
 use super::{Insn, Lowered, sink};
 use crate::exec::system::field;
 use crate::exec::{alu, atomic, branch, loadstore, system as run, trap};
-use crate::op::{Handler, Op};
+use crate::op::{CONDITIONAL, Handler, Op};
 
 /// B, BL.
 pub(super) fn branch_imm(insn: Insn) -> Lowered {
@@ -31,7 +31,8 @@ pub(super) fn branch_cond(insn: Insn) -> Lowered {
         14 => branch::b_cond::<14>,
         _ => branch::b_cond::<15>,
     };
-    Lowered::Op(Op { imm: insn.target(insn.signed(5, 19) << 2), ..insn.op(run) })
+    let imm = insn.target(insn.signed(5, 19) << 2);
+    Lowered::Op(Op { imm, ra: insn.field(0, 4) as u8, aux: CONDITIONAL, ..insn.op(run) })
 }
 
 /// CBZ, CBNZ: the register is where a destination usually is.
