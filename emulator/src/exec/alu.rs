@@ -1,7 +1,7 @@
 //! Integer arithmetic and logic: handlers generic over the operand width (`X`: 64 bits) and what else lowering knows.
 
 use crate::cpu::Cpu;
-use crate::exec::branch;
+use crate::exec::leave;
 use crate::op::{Flow, Op, next};
 
 /// No shift, for the `SHIFT` parameter of the shifted-register forms; 0 to 3 are LSL, LSR, ASR, ROR.
@@ -170,7 +170,7 @@ fn branch_on(cpu: &mut Cpu, rest: &[Op], nzcv: u8) -> Flow {
     // A budget may end between the two.
     let Some((branch, rest)) = rest.split_first() else { return Flow::Next };
     if CONDITIONS[usize::from(branch.ra & 15)] >> (nzcv & 15) & 1 != 0 {
-        branch::leave(cpu, rest, branch.imm)
+        leave(cpu, rest, branch.imm)
     } else {
         next(cpu, rest)
     }

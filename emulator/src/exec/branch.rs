@@ -1,22 +1,8 @@
 //! Branches. A branch that is not taken goes on within its block; a taken one leaves it.
 
 use crate::cpu::Cpu;
-use crate::exec::{self, alu};
+use crate::exec::{alu, leave};
 use crate::op::{Flow, Op, next};
-
-/// Leaves the block for `target`: what is left of it was not executed.
-#[inline(always)]
-pub(crate) fn leave(cpu: &mut Cpu, rest: &[Op], target: u64) -> Flow {
-    cpu.retired -= rest.len() as u64;
-    // Within a block PC is its start.
-    if target == cpu.pc
-        && let Some(flow) = exec::repeat(cpu)
-    {
-        return flow;
-    }
-    cpu.pc = target;
-    Flow::Jump
-}
 
 /// B.
 pub(crate) fn b(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {

@@ -29,7 +29,7 @@ use crate::exec::host::Word;
 use crate::fault::{Access, AccessKind, FaultInfo, Status};
 use crate::lower::lower;
 use crate::mmu::{self, TableMemory};
-use crate::op::{Flow, fuse};
+use crate::op::{Flow, Op, fuse, next};
 use crate::tlb::PAGE_BYTES;
 
 /// How often a block that branches to its own start is repeated before the run loop looks at attention and budget again.
@@ -42,19 +42,25 @@ pub(crate) struct Repeat {
     left: u32,
 }
 
-/// Repeats the running block, from a branch in it to its start, if the run loop allowed that.
+/// Leaves the block for `target`, what is `rest` of it not executed; or, where that is its own start, repeats it on the spot if
+/// the run loop allowed that.
 #[inline(always)]
-pub(crate) fn repeat(cpu: &mut Cpu) -> Option<Flow> {
-    let Some(Repeat { block, left }) = &mut cpu.repeat else { return None };
-    if *left == 0 {
-        return None;
+pub(crate) fn leave(cpu: &mut Cpu, rest: &[Op], target: u64) -> Flow {
+    let retired = cpu.retired.wrapping_sub(rest.len() as u64);
+    // Within a block PC is its start.
+    if target == cpu.pc
+        && let Some(Repeat { block, left }) = &mut cpu.repeat
+        && *left != 0
+    {
+        *left -= 1;
+        // SAFETY: the block is running, called by the run loop, which alone lets `cpu.code` settle.
+        let ops = unsafe { block.ops() };
+        cpu.retired = retired.wrapping_add(ops.len() as u64);
+        return next(cpu, ops);
     }
-    *left -= 1;
-    // SAFETY: the block is running, called by the run loop, which alone lets `cpu.code` settle.
-    let ops = unsafe { block.ops() };
-    cpu.retired += ops.len() as u64;
-    let (op, rest) = ops.split_first()?;
-    Some((op.run)(cpu, op, rest))
+    cpu.retired = retired;
+    cpu.pc = target;
+    Flow::Jump
 }
 
 /// Executes at most `budget` instructions, exactly. An exception taken by an instruction counts as its execution.
@@ -164,7 +170,7 @@ fn fetch_slow(cpu: &mut Cpu) -> Result<Block, FaultInfo> {
         let (op, ends) = lower(u32::load(host + at % PAGE_BYTES), at);
         ops.push(op);
         at = at.wrapping_add(4);
-        if ends || at % PAGE_BYTES == 0 || ops.len() == BLOCK_OPS {
+        if ends || at.is_multiple_of(PAGE_BYTES) || ops.len() == BLOCK_OPS {
             break;
         }
     }

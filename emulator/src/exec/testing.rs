@@ -27,7 +27,7 @@ pub(crate) const SYNC: u64 = VECTORS + 0x200;
 pub(crate) struct Bench {
     pub(crate) cpu: Cpu,
     pub(crate) shared: Arc<Shared>,
-    _pages: Arc<HostPages>,
+    _pages: HostPages,
 }
 
 impl Bench {
@@ -42,7 +42,7 @@ impl Bench {
         let dirty = DirtyLog::new(12, slots.iter().map(|slot| (slot.gpa, slot.len_bytes))).expect("4K pages");
         dirty.start();
         let shared = Arc::new(Shared::new(config, ram, dirty, frames));
-        let mut bench = Self { cpu: Cpu::new(0, Arc::clone(&shared)), shared, _pages: Arc::new(pages) };
+        let mut bench = Self { cpu: Cpu::new(0, Arc::clone(&shared)), shared, _pages: pages };
         bench.map_flat();
         bench.code(code);
         bench.cpu.pc = BASE;

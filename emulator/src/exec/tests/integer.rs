@@ -204,8 +204,8 @@ proptest! {
             | u8::from(wide >> 64 != 0) << 1
             | u8::from(signed != i128::from(sum as i64));
         prop_assert_eq!(flags, expected);
-        prop_assert_eq!(value(0x9bc2_7c20, a, b), (u128::from(a) * u128::from(b) >> 64) as u64);
-        prop_assert_eq!(value(0x9b42_7c20, a, b), (i128::from(a as i64) * i128::from(b as i64) >> 64) as u64);
+        prop_assert_eq!(value(0x9bc2_7c20, a, b), ((u128::from(a) * u128::from(b)) >> 64) as u64);
+        prop_assert_eq!(value(0x9b42_7c20, a, b), ((i128::from(a as i64) * i128::from(b as i64)) >> 64) as u64);
         prop_assert_eq!(execute(0x1b02_0c20, [a, b, c], 0).0, (a as u32).wrapping_mul(b as u32).wrapping_add(c as u32).into());
         let product = i128::from(a as i32) * i128::from(b as i32);
         prop_assert_eq!(execute(0x9b22_8c20, [a, b, c], 0).0, (i128::from(c as i64) - product) as u64);
