@@ -21,6 +21,10 @@ struct Turn {
     idle: usize,
 }
 
+impl Turn {
+    const FIRST: Self = Self { vcpu: 0, left: TURN_INSTRUCTIONS, idle: 0 };
+}
+
 /// What to execute next.
 struct Go {
     budget: u64,
@@ -29,7 +33,7 @@ struct Go {
 
 /// Executes all `vcpus` until the machine is stopped.
 pub(super) fn run(shared: &Shared, mut vcpus: Vec<Box<dyn Vcpu>>) {
-    let mut turn = Turn { vcpu: 0, left: TURN_INSTRUCTIONS, idle: 0 };
+    let mut turn = Turn::FIRST;
     while let Some(go) = next(shared, &mut turn) {
         let vcpu = vcpus[turn.vcpu].as_mut();
         if let Some(via) = go.complete {
@@ -90,7 +94,9 @@ fn next(shared: &Shared, turn: &mut Turn) -> Option<Go> {
         control.quiescent = true;
         shared.announce();
         control = shared.wait_change(control);
-        turn.idle = 0;
+        // Idle vCPUs are asked again after each wake-up, of which there is no certain number: whose turn it was must
+        // not depend on it.
+        *turn = Turn::FIRST;
     }
 }
 
