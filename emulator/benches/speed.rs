@@ -98,10 +98,10 @@ impl Guest {
         let (level2, level3) = (TABLES + PAGE, TABLES + 2 * PAGE);
         self.poke(TABLES + 8 * (BASE >> 30), &(level2 | 3).to_le_bytes());
         for block in 0..RAM_BYTES >> 21 {
-            self.poke(level2 + 8 * block, &(level3 + block * PAGE | 3).to_le_bytes());
+            self.poke(level2 + 8 * block, &((level3 + block * PAGE) | 3).to_le_bytes());
         }
         for page in 0..RAM_BYTES / PAGE {
-            let descriptor = BASE + page * PAGE | 1 << 10 | 3 << 8 | 3;
+            let descriptor = (BASE + page * PAGE) | 1 << 10 | 3 << 8 | 3;
             self.poke(level3 + 8 * page, &descriptor.to_le_bytes());
         }
     }

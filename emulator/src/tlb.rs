@@ -81,13 +81,6 @@ impl Tlb {
         self.generation += 1;
     }
 
-    /// Forgets the translations of the granule of `va`, of at most 64 KiB, in every context (TLBI VA*).
-    pub fn flush_va(&mut self, va: u64) {
-        // A block's sub-pages would all have to go, and the top byte may differ: cheaper to forget all than to search.
-        let _ = va;
-        self.flush();
-    }
-
     /// Makes every next store to a page take the slow path, which marks the dirty log: the vCPU's part of a harvest.
     pub fn drop_write_tags(&mut self) {
         for entry in &mut self.entries {
