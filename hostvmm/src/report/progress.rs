@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// Progress of a scenario counted in passes or runs.
 pub struct Progress {
     bar: ProgressBar,
+    hidden: bool,
 }
 
 impl Progress {
@@ -19,12 +20,12 @@ impl Progress {
             .with_prefix(what);
         // A pass may take long: the clock must go on meanwhile.
         bar.enable_steady_tick(Duration::from_millis(200));
-        Self { bar }
+        Self { bar, hidden: false }
     }
 
-    /// Nothing is shown.
+    /// Nothing is shown: for a run that is one of many.
     pub fn hidden() -> Self {
-        Self { bar: ProgressBar::hidden() }
+        Self { bar: ProgressBar::hidden(), hidden: true }
     }
 
     /// One unit is done; `message` says what is of interest.
@@ -35,7 +36,9 @@ impl Progress {
 
     /// Prints a line above the bar (to standard error, whether or not it is a terminal).
     pub fn line(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
+        if !self.hidden {
+            self.bar.suspend(|| eprintln!("{text}"));
+        }
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::fmt::Write;
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
-use comfy_table::{CellAlignment, ContentArrangement, Table};
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 
 use super::{Ledger, Verdict, cell_name, describe};
+
+/// One rule, under the header.
+const RULED: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
 /// The ledger as text: what ran, the passes or cells, what went wrong, the checksums, the verdict.
 pub fn text(ledger: &Ledger) -> String {
@@ -38,6 +40,7 @@ pub fn text(ledger: &Ledger) -> String {
         line(format!("reproduce: {}", failed.reproduce));
     }
     let verdict = match ledger.verdict {
+        Verdict::Pass if !ledger.faults.is_empty() => "PASS: every planted fault was detected where it was planted",
         Verdict::Pass => "PASS: every page the guest wrote was logged, copied and verified",
         Verdict::Fail => "FAIL",
         Verdict::Skip => "SKIP",
@@ -62,7 +65,7 @@ fn heading(ledger: &Ledger) -> String {
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
+    table.load_style(RULED).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
     table
 }
 
