@@ -61,6 +61,7 @@ struct Place(u64);
 struct Aliases {
     machine: &'static Machine,
     /// The writable alias in use: both halves of the address space take turns, and differ between neighbouring vCPUs.
+    /// Each serves two steps on end, so that a TLB entry that a broken harvest left behind is used again, and seen.
     data: u64,
     /// The executable alias.
     code: u64,
@@ -71,7 +72,7 @@ struct Aliases {
 impl Aliases {
     fn new(machine: &'static Machine, vcpu: usize, step: u64) -> Self {
         let space = &machine.space;
-        let data = if (step + vcpu as u64).is_multiple_of(2) { space.region_high() } else { space.region_low() };
+        let data = if (step / 2 + vcpu as u64).is_multiple_of(2) { space.region_high() } else { space.region_low() };
         Self { machine, data, code: space.region_code(), table_window: space.table_window(vcpu) }
     }
 
