@@ -132,8 +132,8 @@ impl BootInfo {
     /// # Errors
     /// Every field that is out of range is its own [`BootBlockError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, BootBlockError> {
-        let (block, rest) = BootBlock::read_from_prefix(bytes)
-            .map_err(|_| BootBlockError::Short { got_bytes: bytes.len() })?;
+        let (block, rest) =
+            BootBlock::read_from_prefix(bytes).map_err(|_| BootBlockError::Short { got_bytes: bytes.len() })?;
         if block.magic.get() != BOOT_MAGIC {
             return Err(BootBlockError::Magic(block.magic.get()));
         }

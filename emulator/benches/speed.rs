@@ -26,14 +26,32 @@ const PAGE: u64 = 4096;
 
 /// add, eor, add #, lsl #, sub, and #, orr, add w, subs #
 const ALU: [u32; 9] = [
-    0x8b01_0000, 0xca00_0042, 0x9100_1c63, 0xd37d_f064, 0xcb02_0085, 0x9240_1ca6, 0xaa06_00e7, 0x0b07_0108, 0xf100_0529,
+    0x8b01_0000,
+    0xca00_0042,
+    0x9100_1c63,
+    0xd37d_f064,
+    0xcb02_0085,
+    0x9240_1ca6,
+    0xaa06_00e7,
+    0x0b07_0108,
+    0xf100_0529,
 ];
 /// Times that `ALU` is repeated before the loop's branch.
 const ALU_REPEATS: usize = 6;
 /// ldr, add #, str post-indexed, ldr w, eor, ldrb, str w, add, cmp, b.lo to the start, mov, b to the start
 const MIX: [u32; 12] = [
-    0xf940_0001, 0x9100_0421, 0xf800_8401, 0xb940_0402, 0xca02_0063, 0x3940_0404, 0xb900_0803, 0x8b04_00a5, 0xeb06_001f,
-    0x54ff_fee3, 0xaa07_03e0, 0x17ff_fff5,
+    0xf940_0001,
+    0x9100_0421,
+    0xf800_8401,
+    0xb940_0402,
+    0xca02_0063,
+    0x3940_0404,
+    0xb900_0803,
+    0x8b04_00a5,
+    0xeb06_001f,
+    0x54ff_fee3,
+    0xaa07_03e0,
+    0x17ff_fff5,
 ];
 /// str x1, [x0]; add x0, x0, #4096; subs x3, x3, #1; b.ne to the start
 const FRESH: [u32; 4] = [0xf900_0001, 0x9140_0400, 0xf100_0463, 0x54ff_ffa1];

@@ -28,13 +28,7 @@ pub struct Clock {
 impl Clock {
     /// A counter that starts from zero now. Frequency and instruction time are not zero (`Config::check`).
     pub fn new(mode: ClockMode, cntfrq_hz: u32) -> Self {
-        Self {
-            mode,
-            cntfrq_hz,
-            epoch: Instant::now(),
-            instructions: AtomicU64::new(0),
-            cntvoff: AtomicU64::new(0),
-        }
+        Self { mode, cntfrq_hz, epoch: Instant::now(), instructions: AtomicU64::new(0), cntvoff: AtomicU64::new(0) }
     }
 
     /// Source of time.

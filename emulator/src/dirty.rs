@@ -312,9 +312,7 @@ impl DirtyLog {
         }
         if self.faulty.load(Ordering::Relaxed) {
             let page = self.locate(gpa)?;
-            let never = |fault: &PlantedFault| {
-                matches!(fault, PlantedFault::NeverMark { gpa } if self.locate(*gpa) == Some(page))
-            };
+            let never = |fault: &PlantedFault| matches!(fault, PlantedFault::NeverMark { gpa } if self.locate(*gpa) == Some(page));
             if self.faults().iter().any(never) {
                 return None;
             }
@@ -374,7 +372,10 @@ mod tests {
         log.mark(Gpa::new(BASE + 0x2_1000));
         assert_eq!(pages(&log, 0), [1, 2], "the last, partial page has a bit; memory beyond it has none");
         assert!(matches!(DirtyLog::new(13, []), Err(DirtyLogError::PageShift { shift: 13 })));
-        assert!(matches!(DirtyLog::new(16, [(Gpa::new(0x1000), 4096)]), Err(DirtyLogError::SlotAlignment { slot: 0, .. })));
+        assert!(matches!(
+            DirtyLog::new(16, [(Gpa::new(0x1000), 4096)]),
+            Err(DirtyLogError::SlotAlignment { slot: 0, .. })
+        ));
     }
 
     #[test]

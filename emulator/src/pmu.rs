@@ -57,8 +57,7 @@ impl Pmu {
 
 /// Whether PMUSERENR_EL0 lets EL0 access the PMU register `enc` (DDI 0487 D24.5.16); if not, the access is trapped to EL1.
 pub const fn el0_may_access(userenr: u64, enc: u16, write: bool) -> bool {
-    let (all, software, cycles, events) =
-        (userenr & 1 != 0, userenr & 2 != 0, userenr & 4 != 0, userenr & 8 != 0);
+    let (all, software, cycles, events) = (userenr & 1 != 0, userenr & 2 != 0, userenr & 4 != 0, userenr & 8 != 0);
     match enc {
         enc::PMUSERENR_EL0 => !write,
         enc::PMINTENSET_EL1 | enc::PMINTENCLR_EL1 => false,

@@ -265,7 +265,9 @@ mod tests {
         let ram = ram(&[a.slot(0x8000), b.slot(0x4000)]).expect("two good slots");
         assert_eq!(ram.locate(Gpa::new(0x9ff8), 8).map(|l| (l.slot, l.offset)), Some((0, 0x1ff8)));
         assert_eq!(ram.locate(Gpa::new(0x4000), 0x1000).map(|l| (l.slot, l.offset)), Some((1, 0)));
-        for (gpa, len) in [(0x9ff9, 8), (0xa000, 1), (0xa000, 0), (0x3fff, 2), (0x5000, 1), (0x4000, 0x1001), (u64::MAX, 8)] {
+        for (gpa, len) in
+            [(0x9ff9, 8), (0xa000, 1), (0xa000, 0), (0x3fff, 2), (0x5000, 1), (0x4000, 0x1001), (u64::MAX, 8)]
+        {
             assert_eq!(ram.locate(Gpa::new(gpa), len), None, "{gpa:#x}+{len}");
         }
     }

@@ -174,9 +174,7 @@ fn sysregs() -> impl Iterator<Item = u16> {
 }
 
 fn decode(id: u64) -> Result<Register, RegError> {
-    registers()
-        .find_map(|(known, register)| (known == id).then_some(register))
-        .ok_or(RegError::NoSuchRegister { id })
+    registers().find_map(|(known, register)| (known == id).then_some(register)).ok_or(RegError::NoSuchRegister { id })
 }
 
 /// The ids of all registers, each once.
@@ -210,10 +208,9 @@ pub fn get(cpu: &mut Cpu, id: u64) -> Result<u128, RegError> {
         Register::TimerCount => timer::read(cpu, CNTVCT_EL0).ok_or(missing)?,
         Register::TimerCompare => timer::read(cpu, CNTV_CVAL_EL0).ok_or(missing)?,
         Register::PhysicalTimerCount => timer::read(cpu, CNTPCT_EL0).ok_or(missing)?,
-        Register::Sysreg(enc) => timer::read(cpu, enc)
-            .or_else(|| pmu::read(cpu, enc))
-            .or_else(|| sysreg::get(cpu, enc))
-            .ok_or(missing)?,
+        Register::Sysreg(enc) => {
+            timer::read(cpu, enc).or_else(|| pmu::read(cpu, enc)).or_else(|| sysreg::get(cpu, enc)).ok_or(missing)?
+        }
     };
     Ok(wide.into())
 }

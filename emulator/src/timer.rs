@@ -98,8 +98,7 @@ impl Timers {
 
     /// The physical count at which the next output rises, or [`NEVER`].
     pub fn deadline(&self, cntvoff: u64, now: u64) -> u64 {
-        let remaining =
-            self.virtual_timer.remaining(now.wrapping_sub(cntvoff)).min(self.physical_timer.remaining(now));
+        let remaining = self.virtual_timer.remaining(now.wrapping_sub(cntvoff)).min(self.physical_timer.remaining(now));
         now.saturating_add(remaining)
     }
 

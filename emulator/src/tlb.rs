@@ -155,9 +155,7 @@ impl Tlb {
             read: tag,
             write: if writable && page.marked { tag } else { NO_TAG },
             addend: page.host.wrapping_sub(va),
-            gpa: page.gpa & PAGE_MASK
-                | if page.device { DEVICE } else { 0 }
-                | if writable { WRITABLE } else { 0 },
+            gpa: page.gpa & PAGE_MASK | if page.device { DEVICE } else { 0 } | if writable { WRITABLE } else { 0 },
         };
     }
 

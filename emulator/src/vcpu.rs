@@ -161,7 +161,8 @@ impl Vcpu {
         };
         shared.clock.advance(self.cpu.retired - start);
         let cntvoff = shared.clock.cntvoff();
-        let deadline = if self.is_on() { self.cpu.timers.deadline(cntvoff, shared.clock.now_ticks()) } else { timer::NEVER };
+        let deadline =
+            if self.is_on() { self.cpu.timers.deadline(cntvoff, shared.clock.now_ticks()) } else { timer::NEVER };
         shared.set_deadline(self.index, deadline);
         exit
     }

@@ -13,7 +13,17 @@ fn main() {
     let (g, b): (u32, u32) = (a.get(5).map_or(12, |s| s.parse().unwrap()), a.get(6).map_or(48, |s| s.parse().unwrap()));
     let va = va_bits(abi::Granule::from_shift(g).unwrap(), b).unwrap();
     let (pattern, params) = wl.encode();
-    let cfg = MachineConfig { vcpus, clock: if icount { Clock::Icount } else { Clock::Wall }, seed: 7, pattern, params, va, plant_exception: std::env::var("PLANT").is_ok(), transport: if std::env::var("HVC").is_ok() {Transport::Hvc} else {Transport::Mmio}, ..Default::default() };
+    let cfg = MachineConfig {
+        vcpus,
+        clock: if icount { Clock::Icount } else { Clock::Wall },
+        seed: 7,
+        pattern,
+        params,
+        va,
+        plant_exception: std::env::var("PLANT").is_ok(),
+        transport: if std::env::var("HVC").is_ok() { Transport::Hvc } else { Transport::Mmio },
+        ..Default::default()
+    };
     let t = Instant::now();
     let m = Machine::build(&cfg, &image).unwrap();
     let v = Vcpus::start(&m).unwrap();
@@ -22,10 +32,24 @@ fn main() {
         let mut left = n;
         while left > 0 {
             match v.wait_event(Some(Duration::from_secs(10))) {
-                Wait::Event(Event::Parked { vcpu, outcome }) => { println!("{:?} parked {vcpu} {outcome:x?}", t.elapsed()); left -= 1; }
-                Wait::Event(Event::Exception(e)) => { println!("{e}"); return; }
-                Wait::Event(e) => { println!("{e:?}"); if matches!(e, Event::SystemOff) { return; } }
-                Wait::TimedOut => { println!("timeout"); return; }
+                Wait::Event(Event::Parked { vcpu, outcome }) => {
+                    println!("{:?} parked {vcpu} {outcome:x?}", t.elapsed());
+                    left -= 1;
+                }
+                Wait::Event(Event::Exception(e)) => {
+                    println!("{e}");
+                    return;
+                }
+                Wait::Event(e) => {
+                    println!("{e:?}");
+                    if matches!(e, Event::SystemOff) {
+                        return;
+                    }
+                }
+                Wait::TimedOut => {
+                    println!("timeout");
+                    return;
+                }
                 Wait::Interrupted => return,
             }
         }
@@ -34,7 +58,10 @@ fn main() {
     m.vm().start_dirty_log().unwrap();
     for s in 0..4 {
         let cmds: Vec<_> = (0..vcpus).map(|i| (i, Command::RunSteps { first: s, count: 1 })).collect();
-        if let Err(e) = v.command_all(&cmds) { println!("{e}"); return; }
+        if let Err(e) = v.command_all(&cmds) {
+            println!("{e}");
+            return;
+        }
         all(vcpus);
         let mut bm = vec![0u64; 2048 / 64];
         m.vm().harvest_dirty(SlotId::Region, &mut bm).unwrap();

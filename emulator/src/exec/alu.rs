@@ -261,11 +261,7 @@ fn logical<const X: bool, const OP: u8, const FLAGS: bool>(cpu: &mut Cpu, op: &O
 }
 
 /// AND, ORR, EOR, ANDS (immediate).
-pub(crate) fn logic_imm<const X: bool, const OP: u8, const FLAGS: bool>(
-    cpu: &mut Cpu,
-    op: &Op,
-    rest: &[Op],
-) -> Flow {
+pub(crate) fn logic_imm<const X: bool, const OP: u8, const FLAGS: bool>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
     logical::<X, OP, FLAGS>(cpu, op, op.imm);
     next(cpu, rest)
 }

@@ -66,11 +66,8 @@ pub(crate) fn load_exclusive_pair<const X: bool>(cpu: &mut Cpu, op: &Op, rest: &
         let value = if X { host::load_u128(address) } else { u128::from(u64::load_acquire(address)) };
         let gpa = cpu.physical(va)?;
         cpu.excl = Exclusive { valid: true, gpa, size_bytes: 1 << shift, value };
-        let (first, second) = if X {
-            (value as u64, (value >> 64) as u64)
-        } else {
-            (u64::from(value as u32), (value >> 32) as u64)
-        };
+        let (first, second) =
+            if X { (value as u64, (value >> 64) as u64) } else { (u64::from(value as u32), (value >> 32) as u64) };
         cpu.x[usize::from(op.rd)] = first;
         cpu.x[usize::from(op.ra)] = second;
         Ok(())
@@ -151,11 +148,7 @@ fn source(register: u8) -> u8 {
 
 fn pair<const X: bool>(cpu: &Cpu, first: u8, second: u8) -> u128 {
     let (low, high) = (cpu.x[usize::from(first)], cpu.x[usize::from(second)]);
-    if X {
-        u128::from(high) << 64 | u128::from(low)
-    } else {
-        u128::from(high as u32) << 32 | u128::from(low as u32)
-    }
+    if X { u128::from(high) << 64 | u128::from(low) } else { u128::from(high as u32) << 32 | u128::from(low as u32) }
 }
 
 fn swap_pair<const X: bool>(address: u64, old: u128, new: u128) -> u128 {

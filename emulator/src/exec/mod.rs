@@ -19,7 +19,6 @@ pub(crate) mod testing;
 mod tests;
 pub(crate) mod trap;
 
-
 use std::sync::Arc;
 
 use crate::code::{BLOCK_OPS, Block};

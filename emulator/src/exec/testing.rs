@@ -88,7 +88,8 @@ impl Bench {
     /// Another vCPU of the same machine, with the same registers.
     pub(crate) fn sibling(&self) -> Cpu {
         let mut sibling = Cpu::new(1, Arc::clone(&self.shared));
-        (sibling.x, sibling.pc, sibling.pstate, sibling.sys) = (self.cpu.x, self.cpu.pc, self.cpu.pstate, self.cpu.sys.clone());
+        (sibling.x, sibling.pc, sibling.pstate, sibling.sys) =
+            (self.cpu.x, self.cpu.pc, self.cpu.pstate, self.cpu.sys.clone());
         sibling.translation_changed();
         sibling
     }

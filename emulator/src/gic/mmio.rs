@@ -63,9 +63,11 @@ fn bank_read(bank: Bank, interrupts: &[Interrupt]) -> u32 {
         Bank::Enable { .. } => flags(|irq| irq.enabled),
         Bank::Pending { .. } => flags(Interrupt::pending),
         Bank::Active { .. } => flags(|irq| irq.active),
-        Bank::Priority => {
-            interrupts.iter().take(4).enumerate().fold(0, |word, (byte, irq)| word | u32::from(irq.priority) << (8 * byte))
-        }
+        Bank::Priority => interrupts
+            .iter()
+            .take(4)
+            .enumerate()
+            .fold(0, |word, (byte, irq)| word | u32::from(irq.priority) << (8 * byte)),
         Bank::Config => {
             interrupts.iter().take(16).enumerate().fold(0, |word, (i, irq)| word | u32::from(irq.edge) << (2 * i + 1))
         }

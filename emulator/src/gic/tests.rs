@@ -100,7 +100,11 @@ fn identification_is_that_of_a_gicv3_without_lpis() {
     assert_eq!(bench.gicr_read(0, 0x1_0c00, 4), 0xaaaa_aaaa, "SGIs are edges");
     assert_eq!(bench.gicd_read(0x80, 4), 0, "no private interrupts in the distributor");
     assert_eq!(bench.gic.mmio_read(Bench::at(3, 0), 4), None);
-    assert_eq!(bench.gic.cpu_read(0, enc(3, 0, 12, 9, 1)), None, "ICC_AP1R1_EL1 does not exist with five priority bits");
+    assert_eq!(
+        bench.gic.cpu_read(0, enc(3, 0, 12, 9, 1)),
+        None,
+        "ICC_AP1R1_EL1 does not exist with five priority bits"
+    );
 }
 
 #[test]

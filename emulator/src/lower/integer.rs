@@ -239,11 +239,7 @@ pub(super) fn extract(insn: Insn) -> Lowered {
 /// ADR, ADRP.
 pub(super) fn pc_relative(insn: Insn) -> Lowered {
     let offset = insn.signed(5, 19) << 2 | i64::from(insn.field(29, 2));
-    let imm = if insn.bit(31) {
-        (insn.pc & !0xfff).wrapping_add((offset << 12) as u64)
-    } else {
-        insn.target(offset)
-    };
+    let imm = if insn.bit(31) { (insn.pc & !0xfff).wrapping_add((offset << 12) as u64) } else { insn.target(offset) };
     Lowered::Op(Op { imm, ..insn.op(alu::mov_imm) })
 }
 

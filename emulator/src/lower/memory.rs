@@ -111,11 +111,7 @@ pub(super) fn register_offset(insn: Insn) -> Lowered {
     }
     let shift = if insn.bit(12) { size_shift(insn) } else { 0 };
     let op = Op { ra: shift as u8, aux: option as u16, ..insn.op(ls::nothing) };
-    if option == 3 || option == 7 {
-        single_op::<{ mode::REG }>(insn, op)
-    } else {
-        single_op::<{ mode::EXT }>(insn, op)
-    }
+    if option == 3 || option == 7 { single_op::<{ mode::REG }>(insn, op) } else { single_op::<{ mode::EXT }>(insn, op) }
 }
 
 /// LDTR, STTR and so on.

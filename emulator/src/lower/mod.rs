@@ -176,4 +176,3 @@ pub(crate) fn sink(register: u8) -> u8 {
 pub(crate) fn stack(register: u8) -> u8 {
     if register == REG_ZERO { REG_SP } else { register }
 }
-

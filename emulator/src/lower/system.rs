@@ -95,9 +95,7 @@ pub(super) fn system(insn: Insn, name: &str) -> Lowered {
         "clrex" => Lowered::Op(insn.op(atomic::clear_exclusive)),
         "hint" => hint(insn),
         "cfinv" => Lowered::Op(insn.op(alu::cfinv)),
-        "rmif" => {
-            Lowered::Op(Op { ra: insn.field(15, 6) as u8, aux: insn.field(0, 4) as u16, ..insn.op(alu::rmif) })
-        }
+        "rmif" => Lowered::Op(Op { ra: insn.field(15, 6) as u8, aux: insn.field(0, 4) as u16, ..insn.op(alu::rmif) }),
         "setf8" => Lowered::Op(Op { ra: 8, ..insn.op(alu::setf) }),
         "setf16" => Lowered::Op(Op { ra: 16, ..insn.op(alu::setf) }),
         _ => Lowered::Unknown,

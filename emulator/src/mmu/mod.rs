@@ -231,7 +231,8 @@ fn walk(regime: &Regime, va: u64, access: Access, memory: &impl PhysMemory) -> R
         let mut level = params.start_level;
         loop {
             let shift = params.granule.index_shift(level);
-            let top = if level == params.start_level { params.input_bits } else { params.granule.index_shift(level - 1) };
+            let top =
+                if level == params.start_level { params.input_bits } else { params.granule.index_shift(level - 1) };
             let index = (va & params.input_mask()) >> shift & ((1 << (top - shift)) - 1);
             let at = Gpa::new(table | index << 3);
             let descriptor = memory.load(at).ok_or(Status::ExternalOnWalk { level })?;

@@ -243,7 +243,14 @@ fn asids_come_from_the_half_and_width_tcr_chooses() {
 
 /// What a walk must find, computed without the walker's code: an address is cut into its indices first, as the figures of
 /// D8.2.6 to D8.2.8 show them, and then followed.
-fn reference(tables: &Tables, granule_bits: u32, va_bits: u32, base: u64, va: u64, pa_bits: u32) -> Result<(u64, u64), u32> {
+fn reference(
+    tables: &Tables,
+    granule_bits: u32,
+    va_bits: u32,
+    base: u64,
+    va: u64,
+    pa_bits: u32,
+) -> Result<(u64, u64), u32> {
     let entries_bits = granule_bits - 3;
     let mut indices = Vec::new();
     let mut low = granule_bits;

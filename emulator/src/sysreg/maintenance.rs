@@ -5,8 +5,8 @@
 //! (D8.17, "over-invalidation"). Data caches are coherent with memory here; their maintenance only checks its address.
 
 use super::access::{sctlr, trapped};
-use super::enc::*;
 use super::describe;
+use super::enc::*;
 use crate::cpu::{Cpu, Trap};
 use crate::fault::{Access, AccessKind, FaultInfo};
 use crate::mmu::{self, TableMemory, Translation};

@@ -217,7 +217,15 @@ fn vcpus_in_threads_lose_no_increment() {
     // ldxr x0, [x1]; add x0, x0, #1; stxr w3, x0, [x1]; cbnz w3, .-12; add x4, x1, #8; ldadd x2, x5, [x4];
     // subs x6, x6, #1; b.ne .-28; wfi
     let mut bench = Bench::new(&[
-        0xc85f_7c20, 0x9100_0400, 0xc803_7c20, 0x35ff_ffa3, 0x9100_2024, 0xf822_0085, 0xf100_04c6, 0x54ff_ff21, 0xd503_207f,
+        0xc85f_7c20,
+        0x9100_0400,
+        0xc803_7c20,
+        0x35ff_ffa3,
+        0x9100_2024,
+        0xf822_0085,
+        0xf100_04c6,
+        0x54ff_ff21,
+        0xd503_207f,
     ]);
     bench.cpu.x[1] = DATA;
     (bench.cpu.x[2], bench.cpu.x[6]) = (1, TURNS);

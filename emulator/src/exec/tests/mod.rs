@@ -4,9 +4,9 @@
 mod integer;
 mod memory;
 
-use crate::exec::testing::{BASE, Bench, DATA, SYNC};
-use crate::exec::run;
 use crate::cpu::Stop;
+use crate::exec::run;
+use crate::exec::testing::{BASE, Bench, DATA, SYNC};
 
 const NOP: u32 = 0xd503_201f;
 
