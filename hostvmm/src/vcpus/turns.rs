@@ -23,6 +23,21 @@ struct Turn {
 
 impl Turn {
     const FIRST: Self = Self { vcpu: 0, left: TURN_INSTRUCTIONS, idle: 0 };
+
+    fn spend(&mut self, executed: u64, after: After) {
+        self.left = self.left.saturating_sub(executed);
+        if executed > 0 {
+            self.idle = 0;
+        }
+        match after {
+            After::Idle => {
+                self.idle += usize::from(executed == 0);
+                self.left = 0;
+            }
+            After::Stand => self.left = 0,
+            After::Continue => {}
+        }
+    }
 }
 
 /// What to execute next.
@@ -41,32 +56,22 @@ pub(super) fn run(shared: &Shared, mut vcpus: Vec<Box<dyn Vcpu>>) {
         }
         let before = vcpu.instructions();
         let exit = vcpu.run(Some(go.budget));
+        let Some(executed) = before.zip(vcpu.instructions()).map(|(before, now)| now.saturating_sub(before)) else {
+            shared.post(Event::Diagnostic(VcpusError::NeedsIcount.to_string()));
+            shared.end_seat(turn.vcpu);
+            continue;
+        };
+        charge(shared, executed);
         let after = handle(shared, vcpu, exit);
-        match before.zip(vcpu.instructions()) {
-            Some((before, now)) => account(shared, &mut turn, now.saturating_sub(before), after),
-            None => {
-                shared.post(Event::Diagnostic(VcpusError::NeedsIcount.to_string()));
-                shared.end_seat(turn.vcpu);
-            }
-        }
+        turn.spend(executed, after);
     }
 }
 
-fn account(shared: &Shared, turn: &mut Turn, executed: u64, after: After) {
+/// Takes executed instructions off the slice. Before the exit is handled: handling it may tell the controller that the
+/// vCPU is parked, and the next slice must not pay for what came before it.
+fn charge(shared: &Shared, executed: u64) {
     if let Some(slice) = shared.lock().slice.as_mut() {
         *slice = slice.saturating_sub(executed);
-    }
-    turn.left = turn.left.saturating_sub(executed);
-    if executed > 0 {
-        turn.idle = 0;
-    }
-    match after {
-        After::Idle => {
-            turn.idle += usize::from(executed == 0);
-            turn.left = 0;
-        }
-        After::Stand => turn.left = 0,
-        After::Continue => {}
     }
 }
 
