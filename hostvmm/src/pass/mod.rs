@@ -13,6 +13,8 @@ mod guest;
 mod interference;
 mod live;
 mod lockstep;
+#[cfg(test)]
+mod scenario_tests;
 mod served;
 mod session;
 mod source;

@@ -90,46 +90,50 @@ fn cell_name(ledger: &Ledger) -> String {
     format!("{granule}/{va_bits} {workload} vcpus={vcpus} {mode} {clock}")
 }
 
+/// A ledger with everything right and nothing recorded, for tests.
+#[cfg(test)]
+pub(crate) fn sample_ledger() -> Ledger {
+    Ledger {
+        schema: ledger::SCHEMA.to_owned(),
+        verdict: Verdict::Pass,
+        reason: None,
+        scenario: "passes".to_owned(),
+        accelerator: "emulator".to_owned(),
+        provenance: "emulator".to_owned(),
+        arch: "aarch64".to_owned(),
+        granule: "4k".to_owned(),
+        va_bits: 48,
+        host_page: 4096,
+        vcpus: 1,
+        dirty_log: "emulator".to_owned(),
+        workload: "dirtyram:pages=2048,step=10,sleep_ms=0".to_owned(),
+        seed: 7,
+        mode: "lockstep".to_owned(),
+        clock: "wall".to_owned(),
+        region: RegionEntry { gpa: 0x2000_0000, size: 8 << 20, sum_r_source: None, sum_r_dest: None, equal: None },
+        passes: Vec::new(),
+        migration: None,
+        faults: Vec::new(),
+        mismatches: Vec::new(),
+        cells: Vec::new(),
+        reproduce: "hostvmm verify passes --seed 7".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// A ledger with one good and one bad pass.
     pub(super) fn sample() -> Ledger {
-        let mut ledger = Ledger {
-            schema: ledger::SCHEMA.to_owned(),
-            verdict: Verdict::Pass,
-            reason: None,
-            scenario: "passes".to_owned(),
-            accelerator: "emulator".to_owned(),
-            provenance: "emulator".to_owned(),
-            arch: "aarch64".to_owned(),
-            granule: "4k".to_owned(),
-            va_bits: 48,
-            host_page: 4096,
-            vcpus: 1,
-            dirty_log: "emulator".to_owned(),
-            workload: "dirtyram:pages=2048,step=10,sleep_ms=0".to_owned(),
-            seed: 7,
-            mode: "lockstep".to_owned(),
-            clock: "wall".to_owned(),
-            region: RegionEntry {
-                gpa: 0x2000_0000,
-                size: 8 << 20,
-                sum_r_source: Some(12),
-                sum_r_dest: Some(13),
-                equal: Some(false),
-            },
-            passes: vec![
-                PassEntry { pass: 0, predicted: 2048, harvested: 2048, pages_copied: 2048, ..PassEntry::default() },
-                PassEntry { pass: 1, predicted: 10, harvested: 9, missing: 1, ..PassEntry::default() },
-            ],
-            migration: None,
-            faults: Vec::new(),
-            mismatches: Vec::new(),
-            cells: Vec::new(),
-            reproduce: "hostvmm verify passes --seed 7".to_owned(),
-        };
+        let mut ledger = sample_ledger();
+        ledger.region.sum_r_source = Some(12);
+        ledger.region.sum_r_dest = Some(13);
+        ledger.region.equal = Some(false);
+        ledger.passes = vec![
+            PassEntry { pass: 0, predicted: 2048, harvested: 2048, pages_copied: 2048, ..PassEntry::default() },
+            PassEntry { pass: 1, predicted: 10, harvested: 9, missing: 1, ..PassEntry::default() },
+        ];
         ledger.fail(Mismatch {
             check: "missing".to_owned(),
             pass: 1,
