@@ -191,11 +191,11 @@ fn a_flood_of_nonsense_is_answered_and_logged_with_a_bound() {
             call += 1;
             *stage.instructions += 1;
             let wild = Gpa::new(call.wrapping_mul(0x9e37_79b9_7f4a_7c15) & 0xff_ffff_ffff);
-            match call {
-                10_001 => Exit::SystemOff,
-                _ if call % 4 == 0 => Exit::MmioRead { gpa: wild, len_bytes: 8 },
-                _ if call % 4 == 1 => Exit::MmioWrite { gpa: wild, len_bytes: 8, data: call },
-                _ if call % 4 == 2 => {
+            match (call, call % 4) {
+                (10_001, _) => Exit::SystemOff,
+                (_, 0) => Exit::MmioRead { gpa: wild, len_bytes: 8 },
+                (_, 1) => Exit::MmioWrite { gpa: wild, len_bytes: 8, data: call },
+                (_, 2) => {
                     let gpa = Gpa::new(map::DOORBELL_BASE.raw() + 8);
                     Exit::MmioWrite { gpa, len_bytes: 4, data: wild.raw() & 0xffff_ffff }
                 }
