@@ -51,9 +51,7 @@ fn record(harness: &str, file: &str, seed: u64) -> Result<(), Box<dyn Error>> {
     let pairs: Vec<_> = (0..EXCLUSIVE_PAIRS).map(|_| exclusive_pair(&mut random)).collect();
     let processing: Vec<u32> = singles.iter().map(|block| block[0]).filter(|&word| is_data_processing(word)).collect();
     let sequences: Vec<Vec<u32>> = (0..SEQUENCES)
-        .map(|_| {
-            (0..SEQUENCE_WORDS).map(|_| processing[random.below(processing.len() as u64) as usize]).collect()
-        })
+        .map(|_| (0..SEQUENCE_WORDS).map(|_| processing[random.below(processing.len() as u64) as usize]).collect())
         .collect();
     let sections = [singles, pairs, sequences];
     let blocks: Vec<&[u32]> = sections.iter().flatten().map(Vec::as_slice).collect();
@@ -284,7 +282,9 @@ fn execute(harness: &str, code: &[u8], inputs: &[State]) -> Result<Vec<State>, B
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
-    let (Some(mut to), Some(mut from)) = (child.stdin.take(), child.stdout.take()) else { return Err("no pipes".into()) };
+    let (Some(mut to), Some(mut from)) = (child.stdin.take(), child.stdout.take()) else {
+        return Err("no pipes".into());
+    };
     let header = [CODE, code.len() as u64, WINDOW, WINDOW_BYTES as u64, inputs.len() as u64];
     let outputs = thread::scope(|scope| {
         let feeder = scope.spawn(move || {

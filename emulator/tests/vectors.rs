@@ -19,7 +19,12 @@ fn every_recorded_block_has_the_same_effect() {
         if after.digest() != block.digest {
             mismatches += 1;
             if mismatches <= 10 {
-                println!("block {index}, words {:08x?}: {:x?}, recorded {:x?}", block.words, after.digest(), block.digest);
+                println!(
+                    "block {index}, words {:08x?}: {:x?}, recorded {:x?}",
+                    block.words,
+                    after.digest(),
+                    block.digest
+                );
                 println!("  the emulator did: {}", before.differences(&after).join(", "));
             }
         }

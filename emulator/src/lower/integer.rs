@@ -6,6 +6,10 @@ use crate::op::{FUSES, Handler, Op};
 
 /// ADD, ADDS, SUB, SUBS (immediate).
 pub(super) fn add_sub_imm(insn: Insn) -> Lowered {
+    // With bit 23 set it is ADDG, SUBG or unallocated, though the decoder's mask lets it through.
+    if insn.bit(23) {
+        return Lowered::Reserved;
+    }
     let (sub, flags) = (insn.bit(30), insn.bit(29));
     let imm = u64::from(insn.field(10, 12)) << if insn.bit(22) { 12 } else { 0 };
     let rn = stack(insn.rn());

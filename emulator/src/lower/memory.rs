@@ -31,6 +31,10 @@ fn checked(insn: Insn, op: Op) -> Lowered {
 /// The handler of a single-register access and whether it is a load, or `None` for PRFM and what is reserved.
 fn single<const MODE: u8>(insn: Insn) -> Option<(Handler, bool)> {
     let run: (Handler, bool) = if is_vector(insn) {
+        // Q has size 0; the other sizes with its opc are unallocated.
+        if insn.bit(23) && insn.field(30, 2) != 0 {
+            return None;
+        }
         match (size_shift(insn), insn.bit(22)) {
             (0, false) => (ls::store_fp::<u8, MODE>, false),
             (1, false) => (ls::store_fp::<u16, MODE>, false),

@@ -181,12 +181,13 @@ fn element_move(insn: Insn, name: &str) -> Lowered {
     }
     let shape = Shape { size, ..shape(insn) };
     let index = u64::from(imm5 >> (size + 1));
+    // In INS (element), which bit 29 tells, bit 11 belongs to the source's index.
     let run: Handler = match (name, insn.bit(11)) {
         ("dup", _) if is_single_doubleword(shape) => return Lowered::Reserved,
         ("dup", false) => moves::dup_element,
         ("dup", true) => moves::dup_general,
-        ("ins", true) => moves::insert_general,
-        ("ins", false) => {
+        ("ins", _) if !insn.bit(29) => moves::insert_general,
+        ("ins", _) => {
             let from = insn.field(11, 4) >> size;
             return Lowered::Op(Op { imm: index, aux: from as u16, ..vector(insn, moves::insert_element, shape) });
         }

@@ -181,7 +181,8 @@ pub(crate) fn inputs(seed: u64, index: usize, words: &[u32]) -> State {
     };
     // Table lookups are about small indices.
     if random.below(4) == 0 {
-        state.v[(words[0] >> 16 & 31) as usize] = u128::from(random.next()) << 64 & (0x5f5f_5f5f << 80) | 0x1f3f_0708_0110_2030;
+        state.v[(words[0] >> 16 & 31) as usize] =
+            u128::from(random.next()) << 64 & (0x5f5f_5f5f << 80) | 0x1f3f_0708_0110_2030;
     }
     for &word in words.iter().rev() {
         aim(&mut state, word, &mut random);
