@@ -1,7 +1,7 @@
 //! Tidemark's bare-metal guest: it dirties pages by the plan, digests and checks memory, and does what hostvmm tells
 //! it.
 //!
-//! All of it is for bare metal and lives in [`guest`]. Built for a host, this package is a program that says how to
+//! All of it is for bare metal and lives in `guest`. Built for a host, this package is a program that says how to
 //! build the guest, so that whole-workspace commands need no bare-metal toolchain.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

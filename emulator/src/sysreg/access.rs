@@ -1,4 +1,4 @@
-//! MRS and MSR (register): [`read`] and [`write`], with the access rules of each register.
+//! MRS and MSR (register): [`read`] and [`write()`], with the access rules of each register.
 //!
 //! At EL0 a register of the EL1 space is UNDEFINED; one of the EL0 space (op1 = 3) is allowed, or trapped to EL1 with class
 //! 0x18, as the control bits of EL1 say. A register nobody knows is UNDEFINED and noted by name ([`Shared::note_unimplemented`](crate::shared::Shared::note_unimplemented)). [`get`] and [`set`] are the same

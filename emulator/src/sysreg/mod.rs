@@ -1,6 +1,6 @@
 //! System registers and system instructions.
 //!
-//! [`SysRegs`] is the state; [`read`] and [`write`] are MRS and MSR with their access rules; [`sys_insn`] is the rest of the
+//! [`SysRegs`] is the state; [`read`] and [`write()`] are MRS and MSR with their access rules; [`sys_insn`] is the rest of the
 //! SYS space; [`enc`] names the encodings, [`id`] holds what the processor says of itself. Registers of the timers, the PMU
 //! and the GIC's CPU interface are forwarded to [`crate::timer`], [`crate::pmu`] and [`crate::gic`]. State in and out by KVM's
 //! register ids is [`crate::regs`].

@@ -1,6 +1,6 @@
 //! The command line: parses it, runs what it asks for, and turns every ending into one line and an exit status.
 //!
-//! - [`args`]: what clap sees; [`spec`]: from options to a run; [`ending`]: exit statuses; [`quantity`]: numbers.
+//! - [`args`]: what clap sees; [`spec`]: from options to a run; [`mod@ending`]: exit statuses; [`quantity`]: numbers.
 //!
 //! Exit status: 0 verified, 1 a check failed, 2 usage or bad input, 4 skipped.
 

@@ -1,7 +1,7 @@
 //! What a run tells: the JSON ledger and its renderings.
 //!
 //! - [`ledger`]: the data, under stable names;
-//! - [`text`]: tables for people; [`ktap`]: the kernel's test protocol; [`junit`]: XML for CI systems; [`html`]: a page
+//! - [`mod@text`]: tables for people; [`mod@ktap`]: the kernel's test protocol; [`mod@junit`]: XML for CI systems; [`mod@html`]: a page
 //!   with plots;
 //! - [`Progress`]: live progress on a terminal.
 //!

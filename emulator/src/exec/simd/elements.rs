@@ -1,4 +1,4 @@
-//! Handlers of the operations in [`table`](super::table): they differ in where the second operand comes from.
+//! Handlers of the operations in [`table`]: they differ in where the second operand comes from.
 
 use super::table::{self, Form};
 use super::{FPSR_QC, Lane, Shape, element, inserted, mask, placed, replicated, set_v, v};
