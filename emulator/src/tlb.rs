@@ -136,6 +136,26 @@ impl Tlb {
         (entry.write == va & (PAGE_MASK | ((1 << ALIGN) - 1)) | self.context).then(|| va.wrapping_add(entry.addend))
     }
 
+    /// The host address for a load of two words of `1 << SHIFT` bytes in one page, each naturally aligned, if the TLB has it.
+    #[inline(always)]
+    pub(crate) fn read_pair<const SHIFT: u32>(&self, va: u64) -> Option<u64> {
+        let entry = &self.entries[Self::slot(va, self.context)];
+        (entry.read == Self::pair_tag::<SHIFT>(va) | self.context).then(|| va.wrapping_add(entry.addend))
+    }
+
+    /// The host address for a store as [`Tlb::read_pair`] loads, if the TLB has it with a valid write tag.
+    #[inline(always)]
+    pub(crate) fn write_pair<const SHIFT: u32>(&self, va: u64) -> Option<u64> {
+        let entry = &self.entries[Self::slot(va, self.context)];
+        (entry.write == Self::pair_tag::<SHIFT>(va) | self.context).then(|| va.wrapping_add(entry.addend))
+    }
+
+    /// What the tag of the first word's entry must be: the second word's page, which is another one where the pair crosses.
+    #[inline(always)]
+    fn pair_tag<const SHIFT: u32>(va: u64) -> u64 {
+        va.wrapping_add(1 << SHIFT) & (PAGE_MASK | ((1 << SHIFT) - 1))
+    }
+
     /// The slow path's look-up: any alignment, any context, and for `write` whatever the dirty log.
     pub(crate) fn find(&self, va: u64, context: u64, write: bool) -> Option<SubPage> {
         let entry = &self.entries[Self::slot(va, context)];

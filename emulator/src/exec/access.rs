@@ -92,14 +92,14 @@ impl Cpu {
     /// The part of [`Cpu::load_pair`] that the TLB answers.
     #[inline(always)]
     pub(crate) fn load_pair_hit<T: Word>(&self, va: u64) -> Option<(T, T)> {
-        let host = if T::SHIFT == 3 { self.tlb.read::<4>(va) } else { self.tlb.read::<3>(va) };
+        let host = if T::SHIFT == 3 { self.tlb.read_pair::<3>(va) } else { self.tlb.read_pair::<2>(va) };
         host.map(|host| (T::load(host), T::load(host + (1 << T::SHIFT))))
     }
 
     /// The part of [`Cpu::store_pair`] that the TLB answers: whether it did.
     #[inline(always)]
     pub(crate) fn store_pair_hit<T: Word>(&self, va: u64, first: T, second: T) -> bool {
-        let host = if T::SHIFT == 3 { self.tlb.write::<4>(va) } else { self.tlb.write::<3>(va) };
+        let host = if T::SHIFT == 3 { self.tlb.write_pair::<3>(va) } else { self.tlb.write_pair::<2>(va) };
         let store = |host| {
             T::store(host, first);
             T::store(host + (1 << T::SHIFT), second);

@@ -9,12 +9,13 @@
 //! A session only observes and records: every failed check becomes a [`Mismatch`] of the ledger, and the run goes on, so
 //! that one bug's whole trace is seen. Only a guest that cannot go on, or a host that fails, ends it early.
 
+use std::thread;
 use std::time::Instant;
 
 use abi::Gpa;
 
 use super::{CopyTarget, Guest, GuestError, Interference, SlotView, Threads, copy_all, copy_dirty};
-use super::{differing_pages, region_digest, sum_r};
+use super::{first_difference, region_digest, sum_r};
 use crate::backend::BackendError;
 use crate::dirty::{DirtyLog, DirtyLogError, FirstHarvest, PageBitmap, SeveralLogs};
 use crate::memory::{GuestMemory, MemoryError, SlotId};
@@ -174,9 +175,22 @@ impl Session<'_> {
         entry: &mut PassEntry,
     ) -> Result<(), PassError> {
         let pass = entry.pass;
-        let copy = self.digest_copy(entry)?;
-        let expected = model.digest(pass, self.threads);
-        let guest = self.guest.digest(self.memory.slot(SlotId::Region).range(), pass)?;
+        let region = self.memory.slot(SlotId::Region).range();
+        let (target, threads, model_digest) = (self.target, self.threads, &mut *model);
+        // The guest takes longer than the host, which works on memory of its own meanwhile.
+        let (guest, copy, expected) = thread::scope(|scope| {
+            let host = scope.spawn(move || {
+                let start = Instant::now();
+                let copy = region_digest(target, region.start(), pass, threads);
+                (copy, start.elapsed(), model_digest.digest(pass, threads))
+            });
+            let guest = self.guest.digest(region, pass);
+            let (copy, elapsed, expected) = host.join().expect("hashing does not panic");
+            entry.digest_ns = elapsed.as_nanos() as u64;
+            (guest, copy, expected)
+        });
+        let (guest, copy) = (guest?, copy?);
+        entry.digest_copy = Some(hex(copy));
         entry.digest_model = Some(hex(expected));
         entry.digest_guest = Some(hex(guest));
         if copy != expected {
@@ -211,10 +225,15 @@ impl Session<'_> {
     pub(super) fn conclude(&mut self, pass: u64) -> Result<(), PassError> {
         let region = SlotView::new(self.memory, SlotId::Region);
         let base = self.base();
-        let different = differing_pages(&region, self.target, base).next();
+        let (different, source, dest) = thread::scope(|scope| {
+            let source = scope.spawn(|| sum_r(&region));
+            let dest = scope.spawn(|| sum_r(self.target));
+            let different = first_difference(&region, self.target, base);
+            (different, source.join().expect("summing does not panic"), dest.join().expect("summing does not panic"))
+        });
         self.ledger.region.equal = Some(different.is_none());
-        self.ledger.region.sum_r_source = Some(sum_r(&region)?.checksum());
-        self.ledger.region.sum_r_dest = Some(sum_r(self.target)?.checksum());
+        self.ledger.region.sum_r_source = Some(source?.checksum());
+        self.ledger.region.sum_r_dest = Some(dest?.checksum());
         if let Some(different) = different {
             self.fail_byte("equal", pass, different.gpa, different.expected, different.found);
         }

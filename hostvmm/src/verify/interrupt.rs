@@ -1,7 +1,7 @@
-//! A user's wish to end the run: [`Interrupt`], raised by a signal's thread, seen by whoever waits for the guest.
+//! A user's wish to end the run: [`Interrupt`], raised by a signal's thread, seen by whoever waits for a guest.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::vcpus::Interrupter;
 
@@ -9,14 +9,21 @@ use crate::vcpus::Interrupter;
 #[derive(Default)]
 pub struct Interrupt {
     raised: AtomicBool,
-    waiting: Mutex<Option<Interrupter>>,
+    waiting: Mutex<Vec<(u64, Interrupter)>>,
+    attached: AtomicU64,
+}
+
+/// A guest's waits, which an [`Interrupt`] reaches until this is dropped.
+pub(super) struct Attached<'a> {
+    interrupt: &'a Interrupt,
+    id: u64,
 }
 
 impl Interrupt {
     /// Asks for the end of the run that is under way, and of every later one.
     pub fn raise(&self) {
         self.raised.store(true, Ordering::SeqCst);
-        if let Some(interrupter) = &*self.waiting.lock().unwrap_or_else(PoisonError::into_inner) {
+        for (_, interrupter) in &*self.waiting() {
             interrupter.interrupt();
         }
     }
@@ -26,17 +33,24 @@ impl Interrupt {
         self.raised.load(Ordering::SeqCst)
     }
 
-    /// From now on [`Self::raise`] interrupts this guest's waits; at once if it was raised already.
-    pub(super) fn attach(&self, interrupter: Interrupter) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+    /// From now on [`Self::raise`] interrupts this guest's waits, too; at once if it was raised already.
+    pub(super) fn attach(&self, interrupter: Interrupter) -> Attached<'_> {
+        let mut waiting = self.waiting();
         if self.is_raised() {
             interrupter.interrupt();
         }
-        *waiting = Some(interrupter);
+        let id = self.attached.fetch_add(1, Ordering::Relaxed);
+        waiting.push((id, interrupter));
+        Attached { interrupt: self, id }
     }
 
-    /// No guest waits any more.
-    pub(super) fn detach(&self) {
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    fn waiting(&self) -> MutexGuard<'_, Vec<(u64, Interrupter)>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        self.interrupt.waiting().retain(|(id, _)| *id != self.id);
     }
 }

@@ -1,5 +1,10 @@
 //! The matrix: every granule and VA size × pattern × vCPU count × mode that the host can run, one verdict.
 
+use std::num::NonZero;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
 use abi::VaBits;
 use workload::Workload;
 
@@ -45,39 +50,67 @@ impl Axes {
     }
 }
 
-/// Runs every cell; a cell that cannot be run on this host is skipped with its reason, and does not end the matrix.
+/// Runs every cell, as many side by side as the host has processors; the results are in the order of the cells. A cell
+/// that cannot be run on this host is skipped with its reason, and does not end the matrix.
 ///
 /// # Errors
 /// [`RunError`] where a cell can be run nowhere: its input is bad.
 pub fn run_matrix(spec: &Spec, axes: &Axes, interrupt: &Interrupt, progress: &Progress) -> Result<Ledger, RunError> {
+    let cells = axes.cells(spec);
+    let results: Vec<OnceLock<Result<Ledger, RunError>>> = cells.iter().map(|_| OnceLock::new()).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        // Cells are taken in order, so that those which were run are the first of all, whoever ends the matrix.
+        while !interrupt.is_raised() {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(cell) = cells.get(index) else { break };
+            let result = run_cell(cell, interrupt, progress);
+            if result.is_err() {
+                next.store(cells.len(), Ordering::Relaxed);
+            }
+            // Each index is taken by one thread only.
+            let _ = results[index].set(result);
+        }
+    };
+    // Files that are named serve one cell at a time.
+    let files = spec.dest.is_some() || spec.machine.share.is_some();
+    let workers = if files { 1 } else { thread::available_parallelism().map_or(1, NonZero::get).min(cells.len()) };
+    thread::scope(|scope| {
+        (1..workers).for_each(|_| drop(scope.spawn(work)));
+        work();
+    });
     let mut whole = blank_ledger(spec);
     whole.verdict = Verdict::Skip;
-    for cell in axes.cells(spec) {
-        let mut ledger = match run_with(&cell, None, interrupt, &Progress::hidden()) {
-            Ok(ledger) => ledger,
-            Err(error) if error.is_unavailable() => {
-                let mut ledger = blank_ledger(&cell);
-                ledger.verdict = Verdict::Skip;
-                ledger.reason = Some(error.to_string());
-                ledger
-            }
-            Err(error) => return Err(error),
-        };
-        let name = format!("{} {} vcpus={}", cell.machine.va, cell.workload, cell.machine.vcpus);
-        if ledger.verdict == Verdict::Fail {
-            progress.line(&format!("FAIL {name}: {}", ledger.reproduce));
-        }
-        progress.advance(name);
+    for result in results.into_iter().filter_map(OnceLock::into_inner) {
+        let mut ledger = result?;
         whole.verdict = whole.verdict.and(ledger.verdict);
         // The whole's mismatches are the cells'; a cell keeps its own.
         whole.mismatches.extend(ledger.mismatches.iter().take(1).cloned());
         ledger.cells.clear();
         whole.cells.push(ledger);
-        if interrupt.is_raised() {
-            whole.verdict = Verdict::Fail;
-            whole.reason = Some("interrupted".to_owned());
-            break;
-        }
+    }
+    if interrupt.is_raised() {
+        whole.verdict = Verdict::Fail;
+        whole.reason = Some("interrupted".to_owned());
     }
     Ok(whole)
+}
+
+fn run_cell(cell: &Spec, interrupt: &Interrupt, progress: &Progress) -> Result<Ledger, RunError> {
+    let ledger = match run_with(cell, None, interrupt, &Progress::hidden()) {
+        Ok(ledger) => ledger,
+        Err(error) if error.is_unavailable() => {
+            let mut ledger = blank_ledger(cell);
+            ledger.verdict = Verdict::Skip;
+            ledger.reason = Some(error.to_string());
+            ledger
+        }
+        Err(error) => return Err(error),
+    };
+    let name = format!("{} {} vcpus={}", cell.machine.va, cell.workload, cell.machine.vcpus);
+    if ledger.verdict == Verdict::Fail {
+        progress.line(&format!("FAIL {name}: {}", ledger.reproduce));
+    }
+    progress.advance(name);
+    Ok(ledger)
 }

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use abi::GuestRange;
 use abi::hypercall::{Command, Outcome};
 
-use super::interrupt::Interrupt;
+use workload::PAGE_BYTES;
+
+use super::interrupt::{Attached, Interrupt};
 use crate::backend::VmHandle;
 use crate::machine::{Clock, Machine};
 use crate::pass::{Guest, GuestError};
@@ -23,7 +25,8 @@ pub(super) struct RunningGuest<'a> {
     clock: Clock,
     /// What each parked vCPU answered last; `None` while it executes a command.
     outcomes: Vec<Option<Outcome>>,
-    interrupt: &'a Interrupt,
+    /// Lets the user's wish to end the run reach `vcpus`.
+    _attached: Attached<'a>,
     progress: &'a Progress,
 }
 
@@ -38,14 +41,14 @@ impl<'a> RunningGuest<'a> {
         progress: &'a Progress,
     ) -> Result<Self, GuestError> {
         let vcpus = Vcpus::start(machine).map_err(control_error)?;
-        interrupt.attach(vcpus.interrupter());
+        let attached = interrupt.attach(vcpus.interrupter());
         let config = machine.config();
         let mut guest = Self {
             vcpus,
             vm: machine.vm(),
             clock: config.clock,
             outcomes: vec![None; config.vcpus],
-            interrupt,
+            _attached: attached,
             progress,
         };
         guest.wait_parked(None)?;
@@ -132,27 +135,21 @@ impl<'a> RunningGuest<'a> {
         self.outcomes.iter().enumerate().map(next).collect()
     }
 
-    /// Lets vCPU 0 execute `command` while the others stay parked.
-    fn ask(&mut self, command: Command) -> Result<Outcome, GuestError> {
-        let others: Vec<_> = self.outcomes.clone();
-        self.give(&[(0, command)])?;
+    /// Lets vCPUs 0 and up execute one of `commands` each, while the others stay parked.
+    fn ask(&mut self, commands: impl Iterator<Item = Command>) -> Result<Vec<Outcome>, GuestError> {
+        let before = self.outcomes.clone();
+        let commands: Vec<_> = (0..).zip(commands).collect();
+        self.give(&commands)?;
         self.wait_parked(None)?;
-        let outcome = self.outcomes[0].unwrap_or(Outcome::SelfCheckPassed);
         // What the last steps came to stays known.
-        self.outcomes = others;
-        Ok(outcome)
+        let outcomes = std::mem::replace(&mut self.outcomes, before);
+        Ok(outcomes.into_iter().take(commands.len()).flatten().collect())
     }
 
     fn progress_of(&self, what: fn(&crate::vcpus::Progress) -> u64) -> Result<Vec<u64>, GuestError> {
         (0..self.outcomes.len())
             .map(|vcpu| self.vcpus.progress(vcpu).map(|progress| what(&progress)).map_err(control_error))
             .collect()
-    }
-}
-
-impl Drop for RunningGuest<'_> {
-    fn drop(&mut self) {
-        self.interrupt.detach();
     }
 }
 
@@ -234,18 +231,38 @@ impl Guest for RunningGuest<'_> {
     }
 
     fn digest(&mut self, range: GuestRange, pass: u64) -> Result<u64, GuestError> {
-        match self.ask(Command::Digest { range, pass })? {
+        let shares = match self.clock {
+            Clock::Wall => shares(range, self.outcomes.len() as u64),
+            // One thread executes all vCPUs.
+            Clock::Icount => vec![range],
+        };
+        let outcomes = self.ask(shares.into_iter().map(|range| Command::Digest { range, pass }))?;
+        let value = |(vcpu, outcome): (usize, &Outcome)| match *outcome {
             Outcome::Digest { value } => Ok(value),
-            outcome => Err(GuestError::from_outcome(0, outcome)),
-        }
+            outcome => Err(GuestError::from_outcome(vcpu, outcome)),
+        };
+        // Digests of parts add up to the whole's.
+        outcomes.iter().enumerate().try_fold(0_u64, |sum, outcome| Ok(sum.wrapping_add(value(outcome)?)))
     }
 
     fn self_check(&mut self, steps: u64) -> Result<(), GuestError> {
-        match self.ask(Command::SelfCheck { steps })? {
-            Outcome::SelfCheckPassed => Ok(()),
-            outcome => Err(GuestError::from_outcome(0, outcome)),
+        let outcomes = self.ask(std::iter::once(Command::SelfCheck { steps }))?;
+        match outcomes.first() {
+            Some(&outcome) if outcome != Outcome::SelfCheckPassed => Err(GuestError::from_outcome(0, outcome)),
+            _ => Ok(()),
         }
     }
+}
+
+/// `range`, whole pages, in at most `most` parts of about equal size.
+fn shares(range: GuestRange, most: u64) -> Vec<GuestRange> {
+    let share = range.len_bytes().div_ceil(most).next_multiple_of(PAGE_BYTES);
+    let starts = (0..range.len_bytes()).step_by(share as usize);
+    let part = |start| {
+        let len_bytes = share.min(range.len_bytes() - start);
+        GuestRange::new(range.start().checked_add(start)?, len_bytes)
+    };
+    starts.filter_map(part).collect()
 }
 
 fn control_error(error: VcpusError) -> GuestError {
@@ -253,5 +270,25 @@ fn control_error(error: VcpusError) -> GuestError {
         VcpusError::Interrupted => GuestError::Interrupted,
         VcpusError::Memory { source, .. } => GuestError::Memory(source),
         error => GuestError::Control(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_whole_pages_that_cover_the_range() {
+        for (pages, most, count) in [(1, 4, 1), (4, 4, 4), (5, 4, 3), (2048, 3, 3), (2048, 1, 1)] {
+            let range = GuestRange::new(abi::map::REGION_BASE, pages * PAGE_BYTES).unwrap();
+            let shares = shares(range, most);
+            assert_eq!(shares.len(), count);
+            let mut next = range.start();
+            for share in &shares {
+                assert_eq!((share.start(), share.len_bytes() % PAGE_BYTES), (next, 0));
+                next = next.checked_add(share.len_bytes()).unwrap();
+            }
+            assert_eq!(next.checked_offset_from(range.start()), Some(range.len_bytes()));
+        }
     }
 }
