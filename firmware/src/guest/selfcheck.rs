@@ -23,6 +23,9 @@ pub(crate) fn run(machine: &Machine, steps: u64) -> Outcome {
     for window in (0..region.len_bytes()).step_by(expected.len()) {
         let len = window_bytes.min(region.len_bytes() - window) as usize;
         let expected = &mut expected[..len];
+        if window > 0 {
+            expected.fill(0);
+        }
         replay(machine, steps, window, expected);
         if let Some((at, found)) = first_difference(view + window, expected) {
             let at_gpa = region.start().checked_add(window + at as u64).unwrap_or(Gpa::new(0));
@@ -48,9 +51,8 @@ fn scratch(region_len: u64) -> Vec<u8> {
     }
 }
 
-/// What the plan leaves in the window that starts at `window` in the region.
+/// Writes what the plan leaves in the window that starts at `window` in the region over the zeroes in `bytes`.
 fn replay(machine: &Machine, steps: u64, window: u64, bytes: &mut [u8]) {
-    bytes.fill(0);
     for step in 0..steps {
         for vcpu in 0..machine.boot.vcpus {
             machine.plan.for_each_write(vcpu, step, |write| apply(&write, window, bytes));
