@@ -98,7 +98,8 @@ pub fn run(cpu: &mut Cpu, budget: u64) -> Stop {
             let ops = unsafe { block.ops() };
             let length = ops.len() as u64;
             let ops = if left < length { &ops[..left as usize] } else { ops };
-            let repeats = if left > length * u64::from(REPEATS) { REPEATS } else { 0 };
+            // Once, and as often again.
+            let repeats = if left >= length * (1 + u64::from(REPEATS)) { REPEATS } else { 0 };
             cpu.repeat = Some(Repeat { block, left: repeats });
             let Some((op, rest)) = ops.split_first() else { unreachable!("a block has at least one op") };
             // Counted in advance; who leaves the block early takes back the rest.

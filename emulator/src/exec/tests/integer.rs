@@ -230,3 +230,12 @@ proptest! {
         prop_assert_eq!(bench.cpu.x[2], (u128::from(old) & !mask | field << at) as u64);
     }
 }
+
+#[test]
+fn a_loop_of_one_block_executes_exactly_its_budget() {
+    // add x1, x1, #1; add x2, x2, #1; b .-8
+    for budget in (1..400).chain([1 << 16]) {
+        let mut bench = Bench::new(&[0x9100_0421, 0x9100_0442, 0x17ff_fffe]);
+        bench.step(budget);
+    }
+}
