@@ -9,7 +9,7 @@ use abi::hypercall::{Command, Status};
 
 use super::mailbox::{Mailbox, Wait};
 use super::{Event, VcpusError, Word};
-use crate::backend::{Vm, VmHandle};
+use crate::backend::{BackendError, Vm, VmHandle};
 use crate::device::hypercall::{Phase, answer};
 use crate::device::log_budget::LogBudget;
 use crate::device::pl011::Pl011;
@@ -57,6 +57,8 @@ pub(super) struct Control {
     pub(super) slice: Option<u64>,
     /// Icount: the thread has nothing to execute and waits.
     pub(super) quiescent: bool,
+    /// Icount: the next turn is vCPU 0's, whole.
+    pub(super) fresh_turn: bool,
 }
 
 impl Control {
@@ -98,7 +100,8 @@ impl Shared {
             log: LogBudget::new(LOG_LINES),
         };
         let seats = (0..vcpus).map(|_| seat()).collect();
-        let control = Control { seats, paused: false, stopping: false, slice: None, quiescent: false };
+        let control =
+            Control { seats, paused: false, stopping: false, slice: None, quiescent: false, fresh_turn: false };
         Self {
             vm,
             memory,
@@ -183,6 +186,10 @@ impl Shared {
         if let Some(&(vcpu, command)) = commands.iter().find(|(vcpu, _)| parked(&control, *vcpu).is_none()) {
             return Err(VcpusError::NotParked { vcpu, command });
         }
+        // Whether the executing thread has noticed that all had parked is a matter of the host's time: whose turn it is
+        // next must not depend on it.
+        control.fresh_turn |=
+            control.seats.iter().all(|seat| matches!(seat.state, State::Parked { .. } | State::Ended));
         for &(vcpu, command) in commands {
             let (request, via) = parked(&control, vcpu).ok_or(VcpusError::NotParked { vcpu, command })?;
             if let Some(slot) = control.seats[vcpu].progress {
@@ -251,6 +258,19 @@ impl Shared {
         }
         drop(control);
         self.announce();
+    }
+
+    /// The thread that executed `vcpu` is gone, and with the instruction clock every other vCPU's as well.
+    pub(super) fn abandon(&self, vcpu: usize, reason: String) {
+        let mut control = self.lock();
+        control.stopping = true;
+        control.seats.iter_mut().for_each(|seat| seat.state = State::Ended);
+        for other in (0..control.seats.len()).filter(|other| *other != vcpu) {
+            self.vm.kick(other);
+        }
+        drop(control);
+        self.announce();
+        self.post(Event::Error { vcpu, error: BackendError::Run { vcpu, reason } });
     }
 
     pub(super) fn end_seat(&self, vcpu: usize) {

@@ -32,6 +32,7 @@ mod turns;
 mod wall;
 
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -251,8 +252,19 @@ impl Vcpus {
     }
 
     fn spawn(&mut self, vcpu: usize, name: String, body: impl FnOnce() + Send + 'static) -> Result<(), VcpusError> {
-        let thread =
-            std::thread::Builder::new().name(name).spawn(body).map_err(|source| VcpusError::Thread { vcpu, source })?;
+        let shared = Arc::clone(&self.shared);
+        // A panic of ours must end the run with a word, not leave the controller waiting for a thread that is gone.
+        let guarded = move || {
+            if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(body)) {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
+                shared.abandon(vcpu, format!("hostvmm's own thread panicked, which is a bug in hostvmm: {text}"));
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(guarded)
+            .map_err(|source| VcpusError::Thread { vcpu, source })?;
         self.threads.push(thread);
         Ok(())
     }

@@ -215,3 +215,22 @@ fn a_flood_of_nonsense_is_answered_and_logged_with_a_bound() {
         assert_eq!(lines, 16);
     });
 }
+
+#[test]
+fn a_panic_of_the_executing_thread_is_told_and_ends_the_run() {
+    both_clocks(|clock| {
+        let scripts = (0..2).map(|_| {
+            Box::new(|stage: &mut Stage<'_>| {
+                assert!(stage.vcpu == 1, "planted by this test");
+                stage.spin()
+            }) as _
+        });
+        let vm = ScriptVm::new(scripts.collect());
+        let vcpus = start(&vm, clock, 2);
+        match event(&vcpus) {
+            Event::Error { vcpu: 0, error } => assert!(error.to_string().contains("planted by this test"), "{error}"),
+            other => panic!("{other:?}"),
+        }
+        vcpus.pause();
+    });
+}

@@ -87,6 +87,9 @@ fn next(shared: &Shared, turn: &mut Turn) -> Option<Go> {
         if control.slice == Some(0) {
             control.paused = true;
         }
+        if std::mem::take(&mut control.fresh_turn) {
+            *turn = Turn::FIRST;
+        }
         if control.paused {
             hold(&mut control);
             shared.announce();
