@@ -1,6 +1,7 @@
 //! `hostvmm probe`: what this host offers, and why it does not offer the rest.
 
 use std::fmt;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -59,7 +60,8 @@ pub fn run(json: Option<&Path>) -> Result<Verdict, ProbeError> {
         let text = serde_json::to_vec_pretty(&findings).map_err(|error| at(error.into()))?;
         std::fs::write(path, text).map_err(at)?;
     }
-    print!("{findings}");
+    // A reader that closed the pipe early has seen what it wanted.
+    let _ = write!(std::io::stdout(), "{findings}");
     Ok(Verdict::Pass)
 }
 

@@ -168,7 +168,7 @@ pub(crate) struct CommonArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = seed)]
     pub(crate) seed: u64,
     /// Passes after pass 0, which copies everything.
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]
     pub(crate) passes: u64,
     /// Steps of the plan that each vCPU executes in a lockstep pass.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
@@ -186,6 +186,9 @@ pub(crate) struct CommonArgs {
     /// Bytes of memory that one bit of the emulator's dirty log stands for.
     #[arg(long, value_enum, default_value_t = GranuleArg::K4)]
     pub(crate) host_page: GranuleArg,
+    /// How the guest maps the region: pages of the granule, or the largest blocks that fit.
+    #[arg(long, value_enum, default_value_t = RegionMap::Pages)]
+    pub(crate) region_map: RegionMap,
     /// How the guest makes hypercalls.
     #[arg(long, value_enum, default_value_t = Transport::Mmio)]
     pub(crate) hypercall: Transport,
@@ -198,7 +201,7 @@ pub(crate) struct CommonArgs {
     /// Copy into FILE, which must exist and have the region's size [default: anonymous memory].
     #[arg(long, value_name = "FILE")]
     pub(crate) dest: Option<PathBuf>,
-    /// Write the ledger to FILE.
+    /// Write the ledger to FILE; - is standard output, and then no table is printed there.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
     /// Write the ledger, every format and an HTML page with plots into DIR.
@@ -272,6 +275,16 @@ impl From<GranuleArg> for abi::Granule {
     }
 }
 
+impl From<abi::Granule> for GranuleArg {
+    fn from(granule: abi::Granule) -> Self {
+        match granule {
+            abi::Granule::K4 => Self::K4,
+            abi::Granule::K16 => Self::K16,
+            abi::Granule::K64 => Self::K64,
+        }
+    }
+}
+
 /// `--mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
@@ -288,6 +301,15 @@ pub(crate) enum Clock {
     Wall,
     /// Instructions.
     Icount,
+}
+
+/// `--region-map`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RegionMap {
+    /// Pages of the granule.
+    Pages,
+    /// The largest blocks that fit.
+    Blocks,
 }
 
 /// `--hypercall`.

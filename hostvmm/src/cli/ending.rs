@@ -1,6 +1,7 @@
 //! How a command ends: an exit status, and one line of why where it is not 0.
 
 use std::error::Error;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 /// Exit status for usage errors and bad input.
@@ -61,9 +62,19 @@ impl Ending {
     /// Prints the line and gives the exit status.
     pub(crate) fn report(&self) -> ExitCode {
         let label = if self.is_skip() { "skipped" } else { "error" };
-        eprintln!("{label}: {}", self.message.trim_end().replace('\n', " "));
+        tell(&format!("{label}: {}", self.message.trim_end().replace('\n', " ")));
         ExitCode::from(self.status)
     }
+}
+
+/// Prints a line to standard output. A reader that closed the pipe early has seen what it wanted: no error, no panic.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Prints a line to standard error, likewise.
+pub(crate) fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// An error's text followed by its causes', unless it already ends with them.

@@ -21,7 +21,8 @@ use signal_hook::iterator::Signals;
 use workload::{Geometry, Pattern, Workload};
 
 use self::args::{Cli, Command, CommonArgs, Format, ReportArgs, RunArgs, Scenario, VerifyArgs};
-use self::ending::Ending;
+use self::ending::{Ending, say, tell};
+use crate::machine;
 use crate::report::{self, Ledger, Progress, Verdict};
 use crate::verify::{self, Axes, Interrupt, RunError, Spec};
 
@@ -32,7 +33,7 @@ pub fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let result = match cli.command {
-        Command::Probe(args) => crate::probe::run(args.json.as_deref()).map_err(Ending::failed),
+        Command::Probe(args) => crate::probe::run(args.json.as_deref()).map_err(Ending::input),
         Command::Run(args) => run(&args),
         Command::Verify(args) => verify(&args),
         Command::Replicate(args) => replicate::run(&args),
@@ -58,8 +59,8 @@ fn usage(error: &clap::Error) -> ExitCode {
     let line = paragraph.join(" ");
     let name = Cli::command().get_name().to_owned();
     match hint {
-        Some(hint) if !line.contains(hint) => eprintln!("{line} ({hint}); see `{name} --help`"),
-        _ => eprintln!("{line}; see `{name} --help`"),
+        Some(hint) if !line.contains(hint) => tell(&format!("{line} ({hint}); see `{name} --help`")),
+        _ => tell(&format!("{line}; see `{name} --help`")),
     }
     ExitCode::from(2)
 }
@@ -106,8 +107,13 @@ fn verify(args: &VerifyArgs) -> Result<Verdict, Ending> {
             publish(outcome, "passes", common)
         }
         Scenario::Matrix => {
-            let outcome = common.spec("matrix").and_then(|spec| {
-                let axes = axes(common, &spec)?;
+            let outcome = translations(common).and_then(|translations| {
+                // The options' own regime may be none where only one of the two is named: any that fits will do here.
+                let (granule, bits) = (translations[0].granule(), translations[0].bits());
+                let mut any = common.clone();
+                (any.granule, any.va_bits) = (Some(args::GranuleArg::from(granule)), Some(bits));
+                let spec = any.spec("matrix")?;
+                let axes = axes(common, &spec, translations)?;
                 let progress = Progress::new("matrix", axes.cells(&spec).len() as u64);
                 verify::run_matrix(&spec, &axes, &interrupt, &progress).map_err(ending)
             });
@@ -123,14 +129,23 @@ fn verify(args: &VerifyArgs) -> Result<Verdict, Ending> {
     }
 }
 
-/// What the matrix ranges over: everything that the options leave open.
-fn axes(common: &CommonArgs, spec: &Spec) -> Result<Axes, Ending> {
+/// The translation regimes that the options leave open: at least one.
+fn translations(common: &CommonArgs) -> Result<Vec<VaBits>, Ending> {
     let granule = common.granule.map(Granule::from);
     let translations: Vec<VaBits> = VaBits::ALL
         .into_iter()
         .filter(|va| granule.is_none_or(|granule| va.granule() == granule))
         .filter(|va| common.va_bits.is_none_or(|bits| va.bits() == bits))
         .collect();
+    if translations.is_empty() {
+        let bits = common.va_bits.unwrap_or_default();
+        return machine::va_bits(granule.unwrap_or(Granule::K4), bits).map(|va| vec![va]).map_err(Ending::input);
+    }
+    Ok(translations)
+}
+
+/// What the matrix ranges over: everything that the options leave open.
+fn axes(common: &CommonArgs, spec: &Spec, translations: Vec<VaBits>) -> Result<Axes, Ending> {
     let workloads: Vec<Workload> = match &common.workload {
         Some(text) => vec![spec::parse_workload(text)?],
         // dirtyram's default sleep is the original's; a matrix has no time for it.
@@ -190,13 +205,17 @@ fn publish(outcome: Result<Ledger, Ending>, scenario: &str, common: &CommonArgs)
         }
         return Err(ending);
     }
+    // Standard output holds one document: a ledger asked for there is not followed by the table.
+    if common.json.as_deref().is_some_and(report::ledger::is_stdout) && common.format == Format::Text {
+        return Ok(ledger.verdict);
+    }
     print(&ledger, common.format);
     if common.format == Format::Text {
         if let Some(path) = &common.json {
-            println!("ledger: {}", path.display());
+            say(&format!("ledger: {}", path.display()));
         }
         if let Some(directory) = &common.report {
-            println!("report: {}", directory.join("report.html").display());
+            say(&format!("report: {}", directory.join("report.html").display()));
         }
     }
     Ok(ledger.verdict)

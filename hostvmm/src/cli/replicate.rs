@@ -1,7 +1,7 @@
 //! `hostvmm replicate`: sends or receives, and prints both checksums.
 
 use super::args::ReplicateArgs;
-use super::ending::Ending;
+use super::ending::{Ending, say, tell};
 use crate::replicate::{
     Destination, EndpointError, ReceiveOptions, Receiver, ReplicateError, ReplicateOptions, replicate,
 };
@@ -27,11 +27,11 @@ pub(super) fn run(args: &ReplicateArgs) -> Result<Verdict, Ending> {
                 timeout: args.timeout_ms,
             };
             let receiver = Receiver::bind(options).map_err(ending)?;
-            eprintln!("listening at {}", receiver.endpoint().map_err(ending)?);
+            tell(&format!("listening at {}", receiver.endpoint().map_err(ending)?));
             let received = receiver.receive().map_err(ending)?;
-            println!("received {} passes of a region of {} bytes", received.passes, received.region_bytes);
-            println!("{:05} {:5} source", received.sum_source, received.sum_r_dest.blocks());
-            println!("{} {}", received.sum_r_dest, dest.display());
+            say(&format!("received {} passes of a region of {} bytes", received.passes, received.region_bytes));
+            say(&format!("{:05} {:5} source", received.sum_source, received.sum_r_dest.blocks()));
+            say(&format!("{} {}", received.sum_r_dest, dest.display()));
             received.equal
         }
         (None, Some(share), Some(bitmap_file)) => {
@@ -43,17 +43,14 @@ pub(super) fn run(args: &ReplicateArgs) -> Result<Verdict, Ending> {
                 timeout: args.timeout_ms,
             })
             .map_err(ending)?;
-            println!("{} bitmaps, {} pages copied after the full copy", replicated.passes, replicated.pages);
-            println!("{} {}", replicated.sum_r_source, share.display());
-            println!("{} {}", replicated.sum_r_dest, args.dest);
+            say(&format!("{} bitmaps, {} pages copied after the full copy", replicated.passes, replicated.pages));
+            say(&format!("{} {}", replicated.sum_r_source, share.display()));
+            say(&format!("{} {}", replicated.sum_r_dest, args.dest));
             replicated.equal
         }
         _ => return Err(Ending::usage("name --share and --bitmap-file, or --listen".to_owned())),
     };
-    println!(
-        "{}",
-        if equal { "PASS: the copy is equal to the region" } else { "FAIL: the copy differs from the region" }
-    );
+    say(if equal { "PASS: the copy is equal to the region" } else { "FAIL: the copy differs from the region" });
     Ok(if equal { Verdict::Pass } else { Verdict::Fail })
 }
 

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use workload::{Geometry, Plan, Workload};
 
-use super::args::{Accel, Arch, Clock, CommonArgs, LogChoice, Mode, SelfCheck, Transport};
+use super::args::{Accel, Arch, Clock, CommonArgs, LogChoice, Mode, RegionMap, SelfCheck, Transport};
 use super::ending::Ending;
 use crate::backend::{Accelerator, AcceleratorChoice};
 use crate::dirty::DirtyLogKind;
@@ -28,6 +28,7 @@ impl CommonArgs {
     /// # Errors
     /// An [`Ending`] with status 2 for what is wrong with the options, with status 4 for what this host or build lacks.
     pub(crate) fn spec(&self, scenario: &'static str) -> Result<Spec, Ending> {
+        self.check_outputs()?;
         if self.arch == Arch::Armv7 {
             return Err(Ending::skip(
                 "this version of hostvmm runs AArch64 guests only; use --arch aarch64".to_owned(),
@@ -61,7 +62,7 @@ impl CommonArgs {
             pattern,
             params,
             seed: self.seed,
-            region_blocks: false,
+            region_blocks: self.region_map == RegionMap::Blocks,
             plant_exception: false,
             log_page_bytes: Some(Granule::from(self.host_page).bytes()),
             share: self.share.clone(),
@@ -88,6 +89,19 @@ impl CommonArgs {
             },
             dest: self.dest.clone(),
         })
+    }
+
+    /// Refuses places that the ledger or report could not be written to, before the run and not after it.
+    fn check_outputs(&self) -> Result<(), Ending> {
+        if let Some(path) = &self.json {
+            ledger::check_writable(path).map_err(Ending::input)?;
+        }
+        if let Some(directory) = &self.report {
+            std::fs::create_dir_all(directory).and_then(|()| tempfile::tempfile_in(directory).map(|_| ())).map_err(
+                |error| Ending::usage(format!("--report {}: {error}; name a directory", directory.display())),
+            )?;
+        }
+        Ok(())
     }
 
     /// The ledger of a run that could not be made: what was asked for, and why it did not run.

@@ -87,7 +87,15 @@ fn kind_of(metadata: &std::fs::Metadata) -> Option<&'static str> {
 fn clear(file: &File, len_bytes: u64) -> io::Result<()> {
     use rustix::fs::{FallocateFlags, fallocate};
     match fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, len_bytes) {
-        Ok(()) => Ok(()),
+        // Every block now: on a full file system the guest's first store would be a SIGBUS of ours.
+        Ok(()) => match fallocate(file, FallocateFlags::empty(), 0, len_bytes) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // Give back what was found before the file system was full.
+                let _ = fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, len_bytes);
+                Err(error.into())
+            }
+        },
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => write_zeroes(file, len_bytes),
         Err(error) => Err(error.into()),
     }

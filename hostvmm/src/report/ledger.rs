@@ -3,8 +3,9 @@
 //! Field names and their meaning are a contract with outside checkers (docs/ledger.md); a change of meaning is a new
 //! [`SCHEMA`]. Digests are hexadecimal strings, since a JSON number cannot carry 64 bits everywhere.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -255,6 +256,52 @@ pub enum LedgerError {
     },
 }
 
+/// Whether `path` means standard output.
+pub fn is_stdout(path: &Path) -> bool {
+    [Path::new("-"), Path::new("/dev/stdout")].contains(&path)
+}
+
+/// Whether `path` can be replaced by a rename: it is not there, or a regular file and no link.
+fn is_replaceable(path: &Path) -> bool {
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) => metadata.is_file(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+/// A new file in the directory of `path`, with the permissions that any new file gets there.
+fn file_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    tempfile::Builder::new()
+        .prefix(".tidemark-ledger")
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(directory)
+        .map_err(|error| io::Error::new(error.kind(), format!("in {}: {}", directory.display(), error.kind())))
+}
+
+/// Whether a ledger can be written to `path`, found out without changing what is there.
+///
+/// # Errors
+/// [`LedgerError::Write`].
+pub fn check_writable(path: &Path) -> Result<(), LedgerError> {
+    let at = |source| LedgerError::Write { path: path.to_owned(), source };
+    if is_stdout(path) {
+        return Ok(());
+    }
+    if is_replaceable(path) {
+        return file_beside(path).map(|_| ()).map_err(at);
+    }
+    // Opening a pipe would wait for its reader; there is no more to find out about one.
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => Err(at(io::ErrorKind::IsADirectory.into())),
+        Ok(_) => Ok(()),
+        Err(error) => Err(at(error)),
+    }
+}
+
 impl Ledger {
     /// Writes the ledger to `path`: to a file beside it first, then renamed, so that a reader never sees half of it.
     ///
@@ -262,18 +309,18 @@ impl Ledger {
     /// [`LedgerError::Write`].
     pub fn save(&self, path: &Path) -> Result<(), LedgerError> {
         let at = |source| LedgerError::Write { path: path.to_owned(), source };
-        if !path.exists() || path.is_file() {
-            let directory = match path.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => parent,
-                _ => Path::new("."),
-            };
-            let mut file = tempfile::Builder::new().prefix(".tidemark-ledger").tempfile_in(directory).map_err(at)?;
+        if is_stdout(path) {
+            // Not by its name: that would write over what was printed before.
+            return self.write_to(io::stdout()).map_err(at);
+        }
+        if is_replaceable(path) {
+            let mut file = file_beside(path).map_err(at)?;
             self.write_to(&mut file).map_err(at)?;
             file.persist(path).map_err(|error| at(error.error))?;
             return Ok(());
         }
-        // A pipe, /dev/stdout or another special file can't be replaced by a rename.
-        let file = File::options().write(true).open(path).map_err(at)?;
+        // A pipe, or a link like /dev/stdout, must not be replaced by a rename: what it leads to is written.
+        let file = File::options().write(true).create(true).truncate(true).open(path).map_err(at)?;
         self.write_to(file).map_err(at)
     }
 
@@ -318,6 +365,30 @@ mod tests {
         assert_eq!(Skip.and(Fail), Fail);
         assert_eq!(Skip.and(Pass), Pass);
         assert_eq!(Skip.and(Skip), Skip);
+    }
+
+    #[test]
+    fn places_that_cannot_be_written_are_known_before_the_run() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(check_writable(directory.path()).is_err());
+        assert!(check_writable(&directory.path().join("no/such")).is_err());
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(directory.path().join("no/such"), &link).unwrap();
+        assert!(check_writable(&link).is_err());
+        let file = directory.path().join("ledger.json");
+        assert!(check_writable(&file).is_ok());
+        assert!(!file.exists(), "nothing is left behind");
+    }
+
+    #[test]
+    fn a_link_is_written_through_and_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let [file, link] = ["file", "link"].map(|name| directory.path().join(name));
+        std::fs::write(&file, vec![b'x'; 100_000]).unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        crate::report::tests::sample().save(&link).unwrap();
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(Ledger::load(&file).unwrap().seed, 7);
     }
 
     #[test]

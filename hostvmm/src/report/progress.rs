@@ -1,5 +1,6 @@
 //! Live progress on a terminal's standard error; silent where that is no terminal.
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -37,7 +38,8 @@ impl Progress {
     /// Prints a line above the bar (to standard error, whether or not it is a terminal).
     pub fn line(&self, text: &str) {
         if !self.hidden {
-            self.bar.suspend(|| eprintln!("{text}"));
+            // Whoever closed standard error does not want to know.
+            self.bar.suspend(|| drop(writeln!(std::io::stderr(), "{text}")));
         }
     }
 }

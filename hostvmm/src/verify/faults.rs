@@ -133,7 +133,8 @@ pub fn run_faults(spec: &Spec, interrupt: &Interrupt, progress: &Progress) -> Re
     let sound = run_with(&spec_of(spec, OTHER_BYTES), None, interrupt, &Progress::hidden())?;
     if sound.verdict != Verdict::Pass {
         ledger.verdict = sound.verdict;
-        ledger.reason = Some("the run without a fault does not pass".to_owned());
+        let why = sound.reason.map_or_else(String::new, |reason| format!(": {reason}"));
+        ledger.reason = Some(format!("the run without a fault does not pass{why}"));
         ledger.mismatches = sound.mismatches;
         return Ok(ledger);
     }
@@ -143,6 +144,11 @@ pub fn run_faults(spec: &Spec, interrupt: &Interrupt, progress: &Progress) -> Re
         let plant = (fault.plant)(&pages);
         let page = pages.struck_by(&plant);
         let run = run_with(&spec, Some(plant), interrupt, &Progress::hidden())?;
+        if interrupt.is_raised() {
+            ledger.verdict = Verdict::Fail;
+            ledger.reason = Some(format!("interrupted after {} of {} faults", ledger.faults.len(), fault_count()));
+            return Ok(ledger);
+        }
         let found = run.mismatches.iter().find(|mismatch| mismatch.page.is_some());
         let detected = found.is_some_and(|found| found.pass == STRIKE && found.page == Some(page));
         let mut by: Vec<String> = Vec::new();

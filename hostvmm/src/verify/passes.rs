@@ -143,7 +143,7 @@ pub(super) fn execute(
         Ok(guest.power_off()?)
     });
     if let Err(error) = result {
-        conclude_early(&mut ledger, &error);
+        conclude_early(&mut ledger, &error, progress);
     }
     target.sync()?;
     Ok(ledger)
@@ -157,7 +157,7 @@ fn plant_in_log(vm: &VmHandle, plant: Option<Plant>, pass: u64) -> Result<(), Ba
 }
 
 /// The verdict of a run that ended before its last pass.
-pub(super) fn conclude_early(ledger: &mut Ledger, error: &PassError) {
+pub(super) fn conclude_early(ledger: &mut Ledger, error: &PassError, progress: &Progress) {
     ledger.verdict = Verdict::Fail;
     ledger.reason = Some(with_causes(error));
     let pass = ledger.passes.len() as u64;
@@ -171,8 +171,15 @@ pub(super) fn conclude_early(ledger: &mut Ledger, error: &PassError) {
             expected: format!("{expected:#x}"),
             found: format!("{found:#x}"),
         }),
+        PassError::Guest(GuestError::Interrupted) => {
+            ledger.reason = Some(match (ledger.passes.len(), ledger.mismatches.len()) {
+                (0, _) => "interrupted before the first pass".to_owned(),
+                (done, 0) => format!("interrupted; every check held in the {done} passes made so far"),
+                (done, _) => format!("interrupted after {done} passes"),
+            });
+        }
         PassError::Guest(GuestError::Exception(text)) => {
-            eprintln!("{text}");
+            progress.line(text.trim_end());
             ledger.reason = Some("the guest took an unexpected exception".to_owned());
         }
         _ => {}
@@ -292,6 +299,9 @@ fn reproduce(spec: &Spec, logs: &str) -> String {
     }
     if spec.mode == Mode::Live {
         line.push_str(&format!(" --interval-ms {}", spec.interval.as_millis()));
+    }
+    if machine.region_blocks {
+        line.push_str(" --region-map blocks");
     }
     if machine.transport == Transport::Hvc {
         line.push_str(" --hypercall hvc");
