@@ -151,3 +151,16 @@ fn backing_files_of_the_wrong_kind_or_size_are_refused() {
     refused("--dest", directory.path().to_str().unwrap(), directory.path().to_str().unwrap());
     run(base.iter().chain(&["--share", right.as_str(), "--dest", right.as_str()]), false).expect_refusal(2, "right");
 }
+
+#[test]
+fn places_that_a_ledger_or_report_cannot_go_to_are_refused_before_the_run() {
+    verify(&["--json", "/nonexistent/ledger.json"]).expect_refusal(2, "/nonexistent/ledger.json");
+    verify(&["--json", "/"]).expect_refusal(2, "ledger");
+    verify(&["--report", "/dev/null"]).expect_refusal(2, "/dev/null");
+    run(["probe", "--json", "/nonexistent/probe.json"], false).expect_refusal(2, "/nonexistent/probe.json");
+}
+
+#[test]
+fn numbers_of_passes_that_nobody_lives_to_see_are_refused() {
+    verify(&["--passes", "18446744073709551615"]).expect_refusal(2, "passes");
+}
