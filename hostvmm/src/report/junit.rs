@@ -15,15 +15,15 @@ pub fn junit(ledger: &Ledger) -> String {
             status.set_message(run.reason.as_deref().unwrap_or_default());
             suite.add_test_case(TestCase::new("run", status));
         }
-        for (name, wrong) in checks(run) {
-            let status = match wrong {
-                None => TestCaseStatus::success(),
-                Some(why) => {
-                    let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
-                    status.set_message(why);
-                    status
-                }
+        for (name, verdict, why) in checks(run) {
+            let mut status = match verdict {
+                Verdict::Pass => TestCaseStatus::success(),
+                Verdict::Skip => TestCaseStatus::skipped(),
+                Verdict::Fail => TestCaseStatus::non_success(NonSuccessKind::Failure),
             };
+            if let Some(why) = why {
+                status.set_message(why);
+            }
             suite.add_test_case(TestCase::new(name, status));
         }
         report.add_test_suite(suite);

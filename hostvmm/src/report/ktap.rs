@@ -28,9 +28,8 @@ fn tests(out: &mut String, ledger: &Ledger, indent: &str) {
         return;
     }
     line(out, format_args!("{indent}1..{}", checks.len()));
-    for (index, (name, wrong)) in checks.iter().enumerate() {
-        let verdict = if wrong.is_none() { Verdict::Pass } else { Verdict::Fail };
-        result(out, indent, index + 1, name, verdict, wrong.as_deref());
+    for (index, (name, verdict, why)) in checks.iter().enumerate() {
+        result(out, indent, index + 1, name, *verdict, why.as_deref());
     }
 }
 

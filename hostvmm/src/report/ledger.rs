@@ -188,7 +188,7 @@ pub struct MigrationEntry {
 }
 
 /// A planted fault in the ledger.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FaultEntry {
     /// Kind of fault.
     pub fault: String,
@@ -200,6 +200,9 @@ pub struct FaultEntry {
     pub by: Vec<String>,
     /// Pass of the first finding.
     pub pass: Option<u64>,
+    /// Why it could not be planted; absent where it was.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub skipped: Option<String>,
 }
 
 /// A check that failed.

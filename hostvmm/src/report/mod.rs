@@ -48,32 +48,43 @@ pub fn save_all(ledger: &Ledger, directory: &Path) -> Result<(), LedgerError> {
     Ok(())
 }
 
-/// The checks of one run as (name, what went wrong): the tests of KTAP and JUnit.
-fn checks(ledger: &Ledger) -> Vec<(String, Option<String>)> {
-    let mut checks: Vec<(String, Option<String>)> = ledger
+/// A check: its name, how it ended, and why where it did not pass.
+type Check = (String, Verdict, Option<String>);
+
+/// The checks of one run: the tests of KTAP and JUnit.
+fn checks(ledger: &Ledger) -> Vec<Check> {
+    let mut checks: Vec<Check> = ledger
         .passes
         .iter()
         .map(|entry| {
             let wrong: Vec<String> = ledger.mismatches.iter().filter(|m| m.pass == entry.pass).map(describe).collect();
-            (format!("pass {}", entry.pass), (!wrong.is_empty()).then(|| wrong.join("; ")))
+            check(format!("pass {}", entry.pass), (!wrong.is_empty()).then(|| wrong.join("; ")))
         })
         .collect();
     let beyond = ledger.mismatches.iter().filter(|m| !ledger.passes.iter().any(|entry| entry.pass == m.pass));
     let beyond: Vec<String> = beyond.map(describe).collect();
     if !beyond.is_empty() {
-        checks.push(("run".to_owned(), Some(beyond.join("; "))));
+        checks.push(check("run".to_owned(), Some(beyond.join("; "))));
     }
     for fault in &ledger.faults {
-        let wrong = (!fault.detected).then(|| format!("planted at {} and not detected", fault.planted));
-        checks.push((format!("fault {}", fault.fault), wrong));
+        let name = format!("fault {}", fault.fault);
+        checks.push(match &fault.skipped {
+            Some(why) => (name, Verdict::Skip, Some(why.clone())),
+            None => check(name, (!fault.detected).then(|| format!("planted at {} and not detected", fault.planted))),
+        });
     }
     if let Some(equal) = ledger.region.equal {
-        checks.push(("region equals copy".to_owned(), (!equal).then(|| "they differ".to_owned())));
+        checks.push(check("region equals copy".to_owned(), (!equal).then(|| "they differ".to_owned())));
     }
-    if ledger.verdict == Verdict::Fail && checks.iter().all(|(_, wrong)| wrong.is_none()) {
-        checks.push(("run".to_owned(), Some(ledger.reason.clone().unwrap_or_else(|| "failed".to_owned()))));
+    if ledger.verdict == Verdict::Fail && checks.iter().all(|(_, verdict, _)| *verdict != Verdict::Fail) {
+        checks.push(check("run".to_owned(), Some(ledger.reason.clone().unwrap_or_else(|| "failed".to_owned()))));
     }
     checks
+}
+
+/// A check that was made, with what it found wrong.
+fn check(name: String, wrong: Option<String>) -> Check {
+    (name, if wrong.is_none() { Verdict::Pass } else { Verdict::Fail }, wrong)
 }
 
 /// One mismatch in a line.

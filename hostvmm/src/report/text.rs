@@ -40,7 +40,9 @@ pub fn text(ledger: &Ledger) -> String {
         line(format!("reproduce: {}", failed.reproduce));
     }
     let verdict = match ledger.verdict {
-        Verdict::Pass if !ledger.faults.is_empty() => "PASS: every planted fault was detected where it was planted",
+        Verdict::Pass if !ledger.faults.is_empty() => {
+            "PASS: every fault that was planted was detected where it was planted"
+        }
         Verdict::Pass => "PASS: every page the guest wrote was logged, copied and verified",
         Verdict::Fail => "FAIL",
         Verdict::Skip => "SKIP",
@@ -141,8 +143,13 @@ fn faults(ledger: &Ledger) -> Table {
         table.add_row([
             fault.fault.clone(),
             fault.planted.clone(),
-            if fault.detected { "yes" } else { "NO" }.to_owned(),
-            fault.by.join(", "),
+            match (&fault.skipped, fault.detected) {
+                (Some(_), _) => "skipped",
+                (None, true) => "yes",
+                (None, false) => "NO",
+            }
+            .to_owned(),
+            fault.skipped.clone().unwrap_or_else(|| fault.by.join(", ")),
             fault.pass.map_or_else(|| "-".to_owned(), |pass| pass.to_string()),
         ]);
     }
