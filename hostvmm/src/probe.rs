@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::backend::why_no_kvm;
+use crate::backend::{why_no_kvm, why_no_kvm_log};
 use crate::dirty::{DirtyLogKind, PagemapScanLog};
 use crate::memory::host_page_bytes;
 use crate::report::Verdict;
@@ -67,12 +67,14 @@ pub fn run(json: Option<&Path>) -> Result<Verdict, ProbeError> {
 
 impl Findings {
     fn probe() -> Self {
-        let no_kvm = why_no_kvm().to_string();
+        let no_kvm = why_no_kvm().map(|reason| reason.to_string());
         let log = |kind: DirtyLogKind| {
-            let missing = match kind {
-                DirtyLogKind::Emulator => None,
-                DirtyLogKind::PagemapScan => PagemapScanLog::probe().err().map(|error| error.to_string()),
-                _ => Some(no_kvm.clone()),
+            let missing = match kind.kvm_log() {
+                Some(log) => why_no_kvm_log(log).map(|reason| reason.to_string()),
+                None if kind == DirtyLogKind::PagemapScan => {
+                    PagemapScanLog::probe().err().map(|error| error.to_string())
+                }
+                None => None,
             };
             Offer::new(kind.name(), missing)
         };
@@ -82,7 +84,7 @@ impl Findings {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             host_page: host_page_bytes(),
-            accelerators: vec![Offer::new("kvm", Some(no_kvm.clone())), Offer::new("emulator", None)],
+            accelerators: vec![Offer::new("kvm", no_kvm), Offer::new("emulator", None)],
             dirty_logs: DirtyLogKind::ALL.into_iter().map(log).collect(),
         }
     }

@@ -1,6 +1,6 @@
 //! What runs vCPUs: the traits [`Vm`] and [`Vcpu`], and the accelerators that implement them.
 //!
-//! The shape is `/dev/kvm`'s, so that a KVM backend fits behind the traits without changing a caller:
+//! The shape is `/dev/kvm`'s, and the emulator follows it:
 //!
 //! - registers are named by KVM's register ids (`KVM_REG_ARM64…`), read and written one at a time;
 //! - [`Vcpu::run`] returns an [`Exit`]; what an exit asks for is answered *before* the next `run`
@@ -16,13 +16,19 @@
 //! Neighbours: [`crate::machine`] makes a [`Vm`]; [`crate::vcpus`] runs its vCPUs; `dirty` wraps its log.
 
 pub mod emulator;
+#[cfg(target_arch = "aarch64")]
+mod kvm;
+#[cfg(not(target_arch = "aarch64"))]
+#[path = "no_kvm.rs"]
+mod kvm;
 
 use std::fmt;
 use std::sync::Arc;
 
 use abi::{Gpa, GuestRange};
 
-use crate::memory::SlotId;
+use crate::machine::{BuildError, Layout, MachineConfig, Start};
+use crate::memory::{GuestMemory, SlotId};
 
 /// What executes the guest's instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -67,9 +73,23 @@ pub enum Unavailable {
         /// Why.
         reason: String,
     },
-    /// This version of hostvmm has no KVM backend.
-    #[error("kvm: this version of hostvmm runs guests on the emulator only; use --accel emulator")]
-    NotInThisBuild,
+    /// `/dev/kvm` is there but not for this user.
+    #[error("kvm: no permission to open /dev/kvm; join the group that owns it, or use --accel emulator")]
+    Permission,
+    /// `/dev/kvm` makes no machine.
+    #[error("kvm: cannot make a machine: {reason}; use --accel emulator")]
+    NoVm {
+        /// Why.
+        reason: String,
+    },
+    /// KVM is there but lacks something.
+    #[error("kvm: this host's KVM has no {what}; use {instead}")]
+    Lacks {
+        /// What.
+        what: &'static str,
+        /// Which options do without.
+        instead: &'static str,
+    },
 }
 
 impl AcceleratorChoice {
@@ -78,21 +98,61 @@ impl AcceleratorChoice {
     /// # Errors
     /// [`Unavailable`] where exactly KVM is asked for: the first reason that holds.
     pub fn resolve(self) -> Result<Accelerator, Unavailable> {
-        match self {
-            Self::Auto | Self::Exactly(Accelerator::Emulator) => Ok(Accelerator::Emulator),
-            Self::Exactly(Accelerator::Kvm) => Err(why_no_kvm()),
+        match (self, why_no_kvm()) {
+            (Self::Exactly(Accelerator::Emulator), _) | (Self::Auto, Some(_)) => Ok(Accelerator::Emulator),
+            (Self::Exactly(Accelerator::Kvm), Some(reason)) => Err(reason),
+            (Self::Exactly(Accelerator::Kvm) | Self::Auto, None) => Ok(Accelerator::Kvm),
         }
     }
 }
 
-/// Why this host and this build cannot use KVM: the first reason that holds.
-pub fn why_no_kvm() -> Unavailable {
-    if !cfg!(target_arch = "aarch64") {
-        return Unavailable::HostArch { host_arch: std::env::consts::ARCH };
+/// KVM's own dirty logs, of which a machine has one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub enum KvmLog {
+    /// KVM_GET_DIRTY_LOG fetches and resets.
+    #[default]
+    Bitmap,
+    /// KVM_CLEAR_DIRTY_LOG resets what KVM_GET_DIRTY_LOG has fetched.
+    Manual,
+    /// As `Manual`, with every page dirty at the start.
+    Initset,
+    /// A ring a vCPU.
+    Ring,
+}
+
+/// Why this host cannot use KVM: the first reason that holds; `None` where it can.
+pub fn why_no_kvm() -> Option<Unavailable> {
+    kvm::probe().err()
+}
+
+/// Why this host has no such log of KVM's; `None` where it has.
+pub fn why_no_kvm_log(log: KvmLog) -> Option<Unavailable> {
+    kvm::probe_log(log).err()
+}
+
+/// Where numbers taken on `accelerator` come from, as the ledger names it: `kvm (nested in emulation)` where the host's
+/// CPU is certainly an emulated one.
+pub fn provenance(accelerator: Accelerator) -> &'static str {
+    match accelerator {
+        Accelerator::Emulator => "emulator",
+        Accelerator::Kvm if kvm::is_nested_in_emulation() => "kvm (nested in emulation)",
+        Accelerator::Kvm => "kvm",
     }
-    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        Err(error) => Unavailable::NoDevice { reason: error.to_string() },
-        Ok(_) => Unavailable::NotInThisBuild,
+}
+
+/// Makes the machine that `config` and `layout` describe, on the slots of `memory`.
+///
+/// # Errors
+/// [`BuildError::Backend`] in the accelerator's own words, [`BuildError::Unavailable`] for what the host lacks.
+pub(crate) fn open(
+    config: &MachineConfig,
+    layout: &Layout,
+    memory: &GuestMemory,
+    start: Start,
+) -> Result<VmHandle, BuildError> {
+    match config.accelerator {
+        Accelerator::Kvm => kvm::open(config, layout, memory, start),
+        Accelerator::Emulator => Ok(Arc::new(emulator::EmulatorVm::new(config, layout, memory, start)?)),
     }
 }
 

@@ -183,9 +183,9 @@ pub(crate) struct CommonArgs {
     /// wall: guest time follows the host. icount: guest time is instructions executed; a run repeats bit for bit.
     #[arg(long, value_enum, default_value_t = Clock::Wall)]
     pub(crate) clock: Clock,
-    /// Bytes of memory that one bit of the emulator's dirty log stands for.
-    #[arg(long, value_enum, default_value_t = GranuleArg::K4)]
-    pub(crate) host_page: GranuleArg,
+    /// Bytes of memory that one bit of the emulator's dirty log stands for [default: the host's page].
+    #[arg(long, value_enum)]
+    pub(crate) host_page: Option<GranuleArg>,
     /// How the guest maps the region: pages of the granule, or the largest blocks that fit.
     #[arg(long, value_enum, default_value_t = RegionMap::Pages)]
     pub(crate) region_map: RegionMap,

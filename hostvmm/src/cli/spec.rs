@@ -12,6 +12,7 @@ use super::ending::Ending;
 use crate::backend::{Accelerator, AcceleratorChoice};
 use crate::dirty::DirtyLogKind;
 use crate::machine::{self, MachineConfig};
+use crate::memory::host_page_bytes;
 use crate::report::ledger::{self, Ledger, RegionEntry, Verdict};
 use crate::verify::{self, Spec};
 
@@ -34,12 +35,7 @@ impl CommonArgs {
                 "this version of hostvmm runs AArch64 guests only; use --arch aarch64".to_owned(),
             ));
         }
-        let accelerator = match self.accel {
-            Accel::Auto => AcceleratorChoice::Auto,
-            Accel::Kvm => AcceleratorChoice::Exactly(Accelerator::Kvm),
-            Accel::Emulator => AcceleratorChoice::Exactly(Accelerator::Emulator),
-        };
-        let accelerator = accelerator.resolve().map_err(Ending::unavailable)?;
+        let accelerator = self.accelerator().resolve().map_err(Ending::unavailable)?;
         let logs = self.logs(accelerator)?;
         let workload = parse_workload(self.workload.as_deref().unwrap_or(DEFAULT_WORKLOAD))?;
         let granule = self.granule.map_or(Granule::K4, Granule::from);
@@ -64,7 +60,8 @@ impl CommonArgs {
             seed: self.seed,
             region_blocks: self.region_map == RegionMap::Blocks,
             plant_exception: false,
-            log_page_bytes: Some(Granule::from(self.host_page).bytes()),
+            log_page_bytes: self.host_page.map(|page| Granule::from(page).bytes()),
+            kvm_log: logs.iter().find_map(|log| log.kvm_log()).unwrap_or_default(),
             share: self.share.clone(),
         };
         let layout = machine.layout().map_err(Ending::input)?;
@@ -119,7 +116,7 @@ impl CommonArgs {
             arch: names(&mut std::iter::once(self.arch.to_possible_value())),
             granule: self.granule.map_or(Granule::K4, Granule::from).to_string(),
             va_bits: self.va_bits.unwrap_or(DEFAULT_VA_BITS),
-            host_page: Granule::from(self.host_page).bytes(),
+            host_page: self.host_page.map_or_else(host_page_bytes, |page| Granule::from(page).bytes()),
             vcpus: self.vcpus.unwrap_or(1),
             dirty_log: names(&mut self.dirty_log.iter().map(ValueEnum::to_possible_value)),
             workload: self.workload.clone().unwrap_or_else(|| DEFAULT_WORKLOAD.to_owned()),
@@ -139,6 +136,19 @@ impl CommonArgs {
             mismatches: Vec::new(),
             cells: Vec::new(),
             reproduce: std::env::args().collect::<Vec<_>>().join(" "),
+        }
+    }
+
+    /// Which accelerator is asked for. What only the emulator can do decides for it where the choice is free.
+    fn accelerator(&self) -> AcceleratorChoice {
+        let needs_emulator = self.clock == Clock::Icount
+            || self.dirty_log.contains(&LogChoice::Emulator)
+            || self.host_page.is_some_and(|page| Granule::from(page).bytes() != host_page_bytes());
+        match self.accel {
+            Accel::Auto if needs_emulator => AcceleratorChoice::Exactly(Accelerator::Emulator),
+            Accel::Auto => AcceleratorChoice::Auto,
+            Accel::Kvm => AcceleratorChoice::Exactly(Accelerator::Kvm),
+            Accel::Emulator => AcceleratorChoice::Exactly(Accelerator::Emulator),
         }
     }
 
@@ -162,12 +172,18 @@ impl CommonArgs {
             }
             let fits = match kind {
                 DirtyLogKind::PagemapScan => true,
-                DirtyLogKind::Emulator => accelerator == Accelerator::Emulator,
-                _ => accelerator == Accelerator::Kvm,
+                kind => kind.kvm_log().is_some() == (accelerator == Accelerator::Kvm),
             };
             if !fits {
                 return Err(Ending::skip(format!(
                     "the dirty log {kind} is not one that the accelerator {accelerator} has; use --dirty-log auto"
+                )));
+            }
+            if let Some(other) = logs.iter().find(|log: &&DirtyLogKind| log.kvm_log().is_some())
+                && kind.kvm_log().is_some()
+            {
+                return Err(Ending::skip(format!(
+                    "a machine of KVM's keeps one dirty log, not both {other} and {kind}; compare one of them with pagemap-scan"
                 )));
             }
             logs.push(kind);

@@ -7,7 +7,7 @@ use std::thread;
 use abi::{Gpa, GuestRange, map};
 
 use super::{
-    DirtyLog, DirtyLogError, DirtyLogKind, EmulatorLog, FirstHarvest, PageBitmap, PagemapScanLog, SeveralLogs,
+    AcceleratorLog, DirtyLog, DirtyLogError, DirtyLogKind, FirstHarvest, PageBitmap, PagemapScanLog, SeveralLogs,
 };
 use crate::backend::{Accelerator, BackendError, PlantedFault, Vcpu, Vm};
 use crate::memory::{GuestMemory, SlotId, host_page_bytes};
@@ -121,7 +121,9 @@ fn on_every_log(check: impl Fn(&mut Rig)) {
     let rig = |log: Box<dyn DirtyLog>, memory, vm| Rig { memory, vm, log };
     let (memory_a, memory_b, memory_c) = (memory(), memory(), memory());
     let (vm_a, vm_b, vm_c) = (vm(&memory_a), vm(&memory_b), vm(&memory_c));
-    let emulator = |memory: &GuestMemory, vm: &Arc<LogOnly>| Box::new(EmulatorLog::new(vm.clone(), memory, &slots));
+    let emulator = |memory: &GuestMemory, vm: &Arc<LogOnly>| {
+        Box::new(AcceleratorLog::new(DirtyLogKind::Emulator, vm.clone(), memory, &slots))
+    };
     check(&mut rig(emulator(&memory_a, &vm_a), memory_a, vm_a));
     match (PagemapScanLog::new(&memory_b, &slots), PagemapScanLog::new(&memory_c, &slots)) {
         (Ok(alone), Ok(beside)) => {

@@ -2,7 +2,7 @@
 //!
 //! - [`DirtyLog`]: the trait; [`DirtyLogKind`]: the names on the command line;
 //! - [`PageBitmap`]: the set of pages that a harvest yields;
-//! - [`EmulatorLog`]: the accelerator's own log, through [`crate::backend::Vm`];
+//! - [`AcceleratorLog`]: the accelerator's own log, through [`crate::backend::Vm`];
 //! - [`PagemapScanLog`]: the host kernel's page tables, an independent witness of the same writes;
 //! - [`SeveralLogs`]: several logs at once, united for the copy and compared for the verdict.
 //!
@@ -16,10 +16,10 @@
 //! Order is the heart of it: a harvest resets the log *before* the caller copies, so a write that comes after the harvest
 //! is in the next one, and a write that came before it is in memory when the copy reads.
 
+mod accelerator;
 mod bitmap;
 #[cfg(test)]
 mod conformance;
-mod emulator;
 mod pagemap_scan;
 mod several;
 
@@ -27,13 +27,13 @@ use std::fmt;
 use std::io;
 use std::str::FromStr;
 
+pub use accelerator::AcceleratorLog;
 pub use bitmap::{BitmapSizeError, PageBitmap, Runs};
-pub use emulator::EmulatorLog;
 pub use pagemap_scan::{PagemapScanLog, PagemapScanUnavailable};
 pub use several::{Disagreement, SeveralLogs};
 use thiserror::Error;
 
-use crate::backend::BackendError;
+use crate::backend::{BackendError, KvmLog};
 use crate::memory::SlotId;
 
 /// A mechanism that records which pages of which slot were written.
@@ -170,9 +170,15 @@ impl DirtyLogKind {
         }
     }
 
-    /// Whether it is one of KVM's, which an emulated machine does not have.
-    pub const fn needs_kvm(self) -> bool {
-        matches!(self, Self::Bitmap | Self::Manual | Self::Initset | Self::Ring)
+    /// Which of KVM's logs it is; `None` for what is not KVM's.
+    pub const fn kvm_log(self) -> Option<KvmLog> {
+        match self {
+            Self::Bitmap => Some(KvmLog::Bitmap),
+            Self::Manual => Some(KvmLog::Manual),
+            Self::Initset => Some(KvmLog::Initset),
+            Self::Ring => Some(KvmLog::Ring),
+            Self::PagemapScan | Self::Emulator => None,
+        }
     }
 }
 

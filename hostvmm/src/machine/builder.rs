@@ -8,8 +8,7 @@ use abi::Gpa;
 use super::config::{ConfigError, Layout, MachineConfig};
 use super::devicetree::{self, DeviceTreeError};
 use super::loader::{Image, LoadError};
-use crate::backend::emulator::EmulatorVm;
-use crate::backend::{Accelerator, BackendError, Unavailable, VmHandle, why_no_kvm};
+use crate::backend::{self, Accelerator, BackendError, KvmLog, Unavailable, VmHandle, why_no_kvm_log};
 use crate::memory::{GuestMemory, MemoryError, ShareFile};
 
 /// Why a machine could not be built.
@@ -54,7 +53,8 @@ impl Machine {
     pub fn build(config: &MachineConfig, image: &Image) -> Result<Self, BuildError> {
         let layout = config.layout()?;
         if config.accelerator == Accelerator::Kvm {
-            return Err(why_no_kvm().into());
+            // The log's reasons include KVM's own.
+            why_no_kvm_log(config.kvm_log).map_or(Ok(()), Err)?;
         }
         image.check_fits(layout.ram())?;
         let boot = config.boot_info(&layout);
@@ -64,8 +64,8 @@ impl Machine {
         image.load(&memory)?;
         let devicetree = layout.ram().start();
         memory.write(devicetree, &blob)?;
-        let vm = EmulatorVm::new(config, &layout, &memory, Start { entry: image.entry(), devicetree })?;
-        Ok(Self { config: config.clone(), layout, memory, vm: Arc::new(vm), firmware: image.path().to_owned() })
+        let vm = backend::open(config, &layout, &memory, Start { entry: image.entry(), devicetree })?;
+        Ok(Self { config: config.clone(), layout, memory, vm, firmware: image.path().to_owned() })
     }
 
     /// What it was built from.
@@ -86,6 +86,14 @@ impl Machine {
     /// What executes it.
     pub fn vm(&self) -> VmHandle {
         Arc::clone(&self.vm)
+    }
+
+    /// Whether its accelerator keeps this dirty log: one of KVM's, or with `None` the emulator's.
+    pub fn keeps(&self, log: Option<KvmLog>) -> bool {
+        match self.config.accelerator {
+            Accelerator::Kvm => log == Some(self.config.kvm_log),
+            Accelerator::Emulator => log.is_none(),
+        }
     }
 
     /// The ELF it was loaded from, for symbols.

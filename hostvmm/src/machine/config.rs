@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use abi::boot::{self, BootInfo, WORKLOAD_PARAMS};
 use abi::{Gpa, Granule, GuestRange, VaBits, map};
 
-use crate::backend::Accelerator;
+use crate::backend::{Accelerator, KvmLog};
 use crate::memory::host_page_bytes;
 
 /// Bits of guest physical address that the machine has: KVM's default (`KVM_VM_TYPE_ARM_IPA_SIZE` 0 is 40 bits), which
@@ -64,8 +64,10 @@ pub struct MachineConfig {
     pub region_blocks: bool,
     /// Test hook: vCPU 0 takes an unexpected exception once it has booted.
     pub plant_exception: bool,
-    /// Bytes that one bit of the emulator's dirty log stands for; `None` is the host's page.
+    /// Bytes that one bit of the dirty log stands for; `None` is the host's page, the only choice on KVM.
     pub log_page_bytes: Option<u64>,
+    /// Which of its dirty logs KVM is to keep; the emulator has one of its own.
+    pub kvm_log: KvmLog,
     /// File that backs the region.
     pub share: Option<PathBuf>,
 }
@@ -87,6 +89,7 @@ impl Default for MachineConfig {
             region_blocks: false,
             plant_exception: false,
             log_page_bytes: None,
+            kvm_log: KvmLog::Bitmap,
             share: None,
         }
     }
@@ -175,6 +178,16 @@ pub enum ConfigError {
         /// Its window.
         window: GuestRange,
     },
+    /// KVM's dirty bits are the host's pages.
+    #[error(
+        "a dirty log in pages of {log_page_bytes} bytes: KVM's are the host's, of {host_page_bytes} bytes; leave out --host-page"
+    )]
+    KvmLogPage {
+        /// What was asked for.
+        log_page_bytes: u64,
+        /// The host's page.
+        host_page_bytes: u64,
+    },
     /// A size of dirty log pages that the emulator does not have.
     #[error(
         "a dirty log in pages of {log_page_bytes} bytes: choose 4k, 16k or 64k, not below the host's page of {host_page_bytes} bytes"
@@ -260,6 +273,9 @@ impl MachineConfig {
         let known = Granule::ALL.iter().any(|granule| granule.bytes() == log_page_bytes);
         if !known || log_page_bytes < host_page_bytes {
             return Err(ConfigError::LogPage { log_page_bytes, host_page_bytes });
+        }
+        if self.accelerator == Accelerator::Kvm && log_page_bytes != host_page_bytes {
+            return Err(ConfigError::KvmLogPage { log_page_bytes, host_page_bytes });
         }
         Ok(log_page_bytes)
     }

@@ -8,9 +8,9 @@ use super::model::Model;
 use super::running::RunningGuest;
 use super::{Mode, Spec};
 use crate::backend::{BackendError, PlantedFault, VmHandle};
-use crate::dirty::{DirtyLog, DirtyLogKind, EmulatorLog, PagemapScanLog, PagemapScanUnavailable, SeveralLogs};
+use crate::dirty::{AcceleratorLog, DirtyLog, DirtyLogKind, PagemapScanLog, PagemapScanUnavailable, SeveralLogs};
 use crate::machine::{BuildError, Clock, ConfigError, Image, LoadError, Machine, Transport};
-use crate::memory::{MemoryError, SlotId};
+use crate::memory::{MemoryError, SlotId, host_page_bytes};
 use crate::pass::{CopyTarget, GuestError, Interference, Live, Lockstep, PassError, Session, TargetError, Threads};
 use crate::replicate::{BitmapFileError, ServeError};
 use crate::report::{Ledger, Mismatch, Progress, RegionEntry, Verdict};
@@ -217,8 +217,10 @@ fn target(spec: &Spec) -> Result<CopyTarget, RunError> {
 pub(super) fn logs(spec: &Spec, machine: &Machine) -> Result<SeveralLogs, RunError> {
     let make = |&kind: &DirtyLogKind| -> Result<Box<dyn DirtyLog>, RunError> {
         match kind {
-            DirtyLogKind::Emulator => Ok(Box::new(EmulatorLog::new(machine.vm(), machine.memory(), &[SlotId::Region]))),
             DirtyLogKind::PagemapScan => Ok(Box::new(PagemapScanLog::new(machine.memory(), &[SlotId::Region])?)),
+            kind if machine.keeps(kind.kvm_log()) => {
+                Ok(Box::new(AcceleratorLog::new(kind, machine.vm(), machine.memory(), &[SlotId::Region])))
+            }
             kind => Err(RunError::NoSuchLog(kind)),
         }
     };
@@ -237,7 +239,7 @@ pub(super) fn blank_ledger(spec: &Spec) -> Ledger {
         reason: None,
         scenario: spec.scenario.to_owned(),
         accelerator: machine.accelerator.to_string(),
-        provenance: machine.accelerator.to_string(),
+        provenance: crate::backend::provenance(machine.accelerator).to_owned(),
         arch: "aarch64".to_owned(),
         granule: machine.va.granule().to_string(),
         va_bits: machine.va.bits(),
@@ -294,7 +296,7 @@ fn reproduce(spec: &Spec, logs: &str) -> String {
     if let Some(base) = machine.region_base {
         line.push_str(&format!(" --region-base {base}"));
     }
-    if let Some(bytes) = machine.log_page_bytes.filter(|&bytes| bytes != 4096) {
+    if let Some(bytes) = machine.log_page_bytes.filter(|&bytes| bytes != host_page_bytes()) {
         line.push_str(&format!(" --host-page {}k", bytes >> 10));
     }
     if spec.mode == Mode::Live {

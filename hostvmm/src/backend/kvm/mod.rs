@@ -1,0 +1,163 @@
+//! KVM behind the traits: [`open`] makes a machine of `/dev/kvm`'s.
+//!
+//! - [`host`]: what this host's KVM offers, where it runs, and the guest's time;
+//! - [`vcpu`]: a vCPU: `KVM_RUN`, its exits, its registers; [`kick`]: how another thread stops it;
+//! - [`gic`]: the in-kernel GICv3;
+//! - [`log`]: memslots and the four dirty logs on them; [`ring`]: the dirty ring's memory.
+//!
+//! The kernel has the GIC, the timers, PSCI and the PMU; the PL011 and the doorbell are MMIO exits. docs/kvm.md says which
+//! ioctl serves what.
+//!
+//! Order of creation (kvm/api.rst 4.82, devices/arm-vgic-v3.rst, devices/vcpu.rst): capabilities, memslots, vCPUs,
+//! GIC and its init, PMU and its init, registers.
+
+mod gic;
+mod host;
+mod kick;
+mod log;
+mod ring;
+mod vcpu;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use abi::GuestRange;
+use kvm_bindings::{KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_CAP_ARM_PMU_V3};
+use kvm_ioctls::VmFd;
+
+pub(super) use self::host::{is_nested_in_emulation, probe, probe_log};
+use self::kick::Kick;
+use self::log::Tracker;
+use self::vcpu::KvmVcpu;
+use super::{Accelerator, BackendError, PlantedFault, Unavailable, Vcpu, Vm, VmHandle};
+use crate::machine::{BuildError, Clock, Layout, MachineConfig, PHYSICAL_ADDRESS_BITS, Start, Transport};
+use crate::memory::{GuestMemory, SlotId};
+
+/// A machine of KVM's.
+struct KvmVm {
+    fd: Arc<VmFd>,
+    tracker: Arc<Tracker>,
+    vcpus: Mutex<Vec<Option<KvmVcpu>>>,
+    kicks: Vec<Arc<Kick>>,
+    /// The device is only held: closing it would not destroy it, but it belongs to the machine.
+    _gic: kvm_ioctls::DeviceFd,
+    /// The host's counter at the guest's zero.
+    counter_offset: u64,
+}
+
+/// Makes the machine that `config` and `layout` describe, on the slots of `memory`.
+///
+/// # Errors
+/// [`BuildError::Unavailable`] for what this host's KVM lacks, [`BuildError::Backend`] where it refuses.
+pub(super) fn open(
+    config: &MachineConfig,
+    layout: &Layout,
+    memory: &GuestMemory,
+    start: Start,
+) -> Result<VmHandle, BuildError> {
+    if config.clock == Clock::Icount {
+        return Err(Unavailable::Lacks {
+            what: "clock that counts instructions",
+            instead: "--clock wall or --accel emulator",
+        }
+        .into());
+    }
+    probe_log(config.kvm_log)?;
+    let kvm = host::device()?;
+    let bits = host::address_bits(&kvm).min(PHYSICAL_ADDRESS_BITS);
+    for range in [layout.ram(), layout.region()] {
+        if range.end().raw() > 1 << bits {
+            return Err(
+                refused(format!("memory at {range} reaches past the host's {bits} bits of guest address")).into()
+            );
+        }
+    }
+    let fd = Arc::new(host::create_vm(&kvm, bits).map_err(|error| refused(format!("KVM_CREATE_VM: {error}")))?);
+    if config.transport == Transport::Hvc {
+        host::forward_hvc(&fd)?;
+    }
+    let tracker = Arc::new(Tracker::new(Arc::clone(&fd), config.kvm_log, memory)?);
+    let pmu = fd.check_extension_raw(KVM_CAP_ARM_PMU_V3.into()) > 0;
+    let mut vcpus = Vec::new();
+    for index in 0..config.vcpus {
+        vcpus.push(KvmVcpu::new(&fd, index, pmu, &tracker, memory)?);
+    }
+    let gic = gic::create(&fd, config.vcpus)?;
+    for vcpu in &mut vcpus {
+        vcpu.finish(pmu)?;
+    }
+    vcpus[0].start_at(start)?;
+    let guest_ticks = vcpus[0].counter()?;
+    let counter_offset = host::counter().wrapping_sub(guest_ticks);
+    let kicks = vcpus.iter().map(KvmVcpu::kick).collect();
+    let vcpus = Mutex::new(vcpus.into_iter().map(Some).collect());
+    Ok(Arc::new(KvmVm { fd, tracker, vcpus, kicks, _gic: gic, counter_offset }))
+}
+
+/// A refusal in KVM's words.
+fn refused(reason: String) -> BackendError {
+    BackendError::Refused { accelerator: Accelerator::Kvm, reason }
+}
+
+impl Vm for KvmVm {
+    fn accelerator(&self) -> Accelerator {
+        Accelerator::Kvm
+    }
+
+    fn take_vcpu(&self, index: usize) -> Option<Box<dyn Vcpu>> {
+        let vcpu = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner).get_mut(index)?.take()?;
+        Some(Box::new(vcpu))
+    }
+
+    fn kick(&self, index: usize) {
+        if let Some(kick) = self.kicks.get(index) {
+            kick.kick();
+        }
+    }
+
+    fn set_irq_line(&self, intid: u32, level: bool) {
+        // The PL011's line is the only one and is an SPI; the kernel refuses others.
+        let _ = self.fd.set_irq_line(KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | intid, level);
+    }
+
+    fn mark_dirty(&self, range: GuestRange) {
+        self.tracker.mark(range);
+    }
+
+    fn log_page_bytes(&self) -> u64 {
+        self.tracker.page_bytes()
+    }
+
+    fn start_dirty_log(&self) -> Result<(), BackendError> {
+        self.tracker.start()
+    }
+
+    fn stop_dirty_log(&self) -> Result<(), BackendError> {
+        self.tracker.stop()
+    }
+
+    fn harvest_dirty(&self, slot: SlotId, bitmap: &mut [u64]) -> Result<(), BackendError> {
+        self.tracker.harvest(slot, bitmap)
+    }
+
+    fn plant(&self, _: PlantedFault) -> Result<(), BackendError> {
+        Err(BackendError::Unsupported {
+            accelerator: Accelerator::Kvm,
+            what: "plant a fault in the kernel's dirty log",
+        })
+    }
+
+    fn now_ticks(&self) -> u64 {
+        host::counter().wrapping_sub(self.counter_offset)
+    }
+
+    fn ticks_per_second(&self) -> u64 {
+        host::counter_hz()
+    }
+
+    fn warp_to_next_deadline(&self) -> Result<bool, BackendError> {
+        Err(BackendError::Unsupported {
+            accelerator: Accelerator::Kvm,
+            what: "move time that follows the host's clock",
+        })
+    }
+}
