@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_leaf_is_the_hash_with_the_default_secret() {
-        let bytes: [u8; 2 * PAGE] = core::array::from_fn(|i| (i * 7 >> 3) as u8);
+        let bytes: [u8; 2 * PAGE] = core::array::from_fn(|i| ((i * 7) >> 3) as u8);
         for start in [0, 1, 2048, PAGE] {
             let page = &bytes[start..start + PAGE];
             assert_eq!(leaf(page), XxHash3_64::oneshot(page));
