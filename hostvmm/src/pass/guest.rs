@@ -32,6 +32,12 @@ pub trait Guest {
     /// As [`Self::run_all`].
     fn run_for(&mut self, interval: Duration) -> Result<bool, GuestError>;
 
+    /// Stops every vCPU between two instructions until [`Self::release`]: the host's own work is not the guest's time.
+    fn hold(&mut self);
+
+    /// Lets held vCPUs run on, as [`Self::run_for`] allows.
+    fn release(&mut self);
+
     /// Ends the steps that [`Self::start_all`] began at the next step's boundary, lets the vCPUs that are behind catch up
     /// with the one furthest ahead, and waits until all are parked, all after the same number of steps.
     ///

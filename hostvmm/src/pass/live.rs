@@ -15,7 +15,7 @@ use crate::verify::oracle::live::{LiveOracle, Observation};
 
 /// The guest's self-check replays every step from the first, in the guest's time. A live guest that never sleeps makes
 /// more than that many; its memory is then proven by the digest alone.
-pub(super) const SELF_CHECK_STEPS: u64 = 1000;
+pub(super) const SELF_CHECK_STEPS: u64 = 200;
 
 /// How many passes, at what distance.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +70,9 @@ pub(super) fn live_pass(
     let started_harvest = session.guest.started()?;
     session.copy(&mut copied)?;
     let started_copy = session.guest.started()?;
+    // Judging replays every step the guest has made. If it ran on meanwhile, a guest that is faster than the replay would
+    // make each pass longer than the last.
+    session.guest.hold();
     let verdict = oracle.observe(&Observation {
         pass,
         completed: &completed,
@@ -86,10 +89,12 @@ pub(super) fn live_pass(
         session.fail_byte("staleness", pass, wrong.gpa, wrong.expected, wrong.found);
     }
     if parked {
+        session.guest.release();
         session.check_digests(oracle.model_mut(), &mut entry)?;
     } else {
         session.digest_copy(&mut entry)?;
     }
     session.finish(entry);
+    session.guest.release();
     Ok(copied.harvested)
 }

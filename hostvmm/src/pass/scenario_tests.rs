@@ -76,6 +76,10 @@ impl Guest for LoopGuest {
         Ok(self.completed == self.end)
     }
 
+    fn hold(&mut self) {}
+
+    fn release(&mut self) {}
+
     fn stop_steps(&mut self) -> Result<(), GuestError> {
         Ok(())
     }

@@ -201,6 +201,19 @@ impl Guest for RunningGuest<'_> {
         }
     }
 
+    fn hold(&mut self) {
+        // With the instruction clock the vCPUs are paused already, outside `run_for`.
+        if self.clock == Clock::Wall {
+            self.vcpus.pause();
+        }
+    }
+
+    fn release(&mut self) {
+        if self.clock == Clock::Wall {
+            self.vcpus.resume();
+        }
+    }
+
     fn stop_steps(&mut self) -> Result<(), GuestError> {
         for vcpu in 0..self.outcomes.len() {
             self.vcpus.request_stop(vcpu).map_err(control_error)?;
