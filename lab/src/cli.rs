@@ -1,0 +1,203 @@
+//! The command line.
+//!
+//! Exit status: the command's in the guest; 125 the lab failed, 126 something it needs is not on this machine, 2 usage.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::cache::{Cache, Item};
+use crate::cross;
+use crate::error::Error;
+use crate::guest::{self, Contents};
+use crate::kernel::{self, Configuration, KernelChoice, Series};
+use crate::qemu::{Clock, CpuModel, Machine};
+use crate::run;
+
+/// An arm64 Linux with a real /dev/kvm, to run hostvmm in.
+#[derive(Debug, Parser)]
+#[command(
+    name = "lab",
+    after_help = "Exit status: of `run`, the command's; 125 the lab failed, 126 something it needs is not on this \
+                  machine, 2 usage.\n\nExample: scripts/lab run -- hostvmm probe"
+)]
+struct Cli {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Fetch the newest of Debian's arm64 cloud kernels, and busybox, into the cache.
+    Fetch {
+        /// The kernel's series.
+        #[arg(long, default_value = "6.12")]
+        kernel: Series,
+    },
+    /// Build a kernel from Debian's source with one of the project's configurations (minutes), into the cache.
+    Kernel {
+        /// Host page size and bits of virtual address.
+        configuration: Configuration,
+    },
+    /// Boot, run COMMAND with hostvmm and the firmware inside, and bring its output, files and exit code back.
+    Run(Run),
+    /// Boot into a shell; `exit` or Ctrl-A x ends it.
+    Shell {
+        #[command(flatten)]
+        machine: MachineOptions,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    #[command(flatten)]
+    machine: MachineOptions,
+    /// Put the console's log and what COMMAND leaves in its directory here.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Carry a file into the guest, as /files/NAME. Repeatable.
+    #[arg(long, value_name = "FILE")]
+    file: Vec<PathBuf>,
+    /// Give up after this many seconds.
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: u64,
+    /// Run this.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+struct MachineOptions {
+    /// 6.12 or 6.1: Debian's; 4k39, 4k48, 64k42 or 64k48: built by `kernel`; or the path of an arm64 Image.
+    #[arg(long, default_value = "6.12")]
+    kernel: KernelChoice,
+    /// The CPU that QEMU models.
+    #[arg(long, default_value = "max")]
+    cpu: CpuModel,
+    /// What the guest's time follows; icount makes runs the same to the tick.
+    #[arg(long, default_value = "wall")]
+    clock: Clock,
+    /// CPUs of the lab's machine; 1 with icount.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    cpus: u8,
+    /// MiB of memory. With 512 or less Linux leaves transparent huge pages off.
+    #[arg(long, default_value_t = 1024)]
+    memory: u32,
+    /// Use the programs as they were built last.
+    #[arg(long)]
+    no_build: bool,
+}
+
+/// Parses the command line and does what it says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is in the checkout");
+    match act(checkout, Cli::parse().action) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("lab: {error}");
+            ExitCode::from(error.status())
+        }
+    }
+}
+
+fn act(checkout: &Path, action: Action) -> Result<u8, Error> {
+    let cache = || Cache::open(&checkout.join(".tidemark/lab"));
+    match action {
+        Action::Fetch { kernel } => {
+            for item in kernel::fetch(&cache()?, kernel)? {
+                announce(&item);
+            }
+            Ok(0)
+        }
+        Action::Kernel { configuration } => {
+            announce(&kernel::build(&cache()?, checkout, configuration)?);
+            Ok(0)
+        }
+        Action::Run(options) => {
+            let work = work_directory()?;
+            let machine = prepare(checkout, &options.machine, &options.file, &options.command, work.path())?;
+            run::run(&machine, work.path(), options.out.as_deref(), options.timeout)
+        }
+        Action::Shell { machine } => {
+            let work = work_directory()?;
+            let machine = prepare(checkout, &machine, &[], &[], work.path())?;
+            run::shell(&machine).map(|()| 0)
+        }
+    }
+}
+
+/// Finds or fetches the kernel, builds the programs, and packs them with the command.
+fn prepare(
+    checkout: &Path,
+    options: &MachineOptions,
+    files: &[PathBuf],
+    command: &[OsString],
+    work: &Path,
+) -> Result<Machine, Error> {
+    run::is_available()?;
+    let cache = Cache::open(&checkout.join(".tidemark/lab"))?;
+    let kernel = match kernel::find(&cache, checkout, &options.kernel) {
+        Err(Error::NotCached { .. }) if !options.no_build => {
+            match &options.kernel {
+                KernelChoice::Debian(series) => kernel::fetch(&cache, *series)?.iter().for_each(announce),
+                KernelChoice::Built(configuration) => announce(&kernel::build(&cache, checkout, *configuration)?),
+                KernelChoice::Image(_) => {}
+            }
+            kernel::find(&cache, checkout, &options.kernel)?
+        }
+        found => found?,
+    };
+    let busybox = kernel::busybox(&cache)?;
+    if command.is_empty() && busybox.is_none() {
+        return Err(Error::NotCached { what: "busybox".to_owned(), remedy: "fetch".to_owned() });
+    }
+    // Others may fetch while the guest runs: what it needs is in the initramfs, but for the image.
+    let image = work.join("Image");
+    fs::copy(&kernel.image, &image).map_err(Error::file("copy", &kernel.image))?;
+    drop(cache);
+    let programs = cross::programs(checkout, !options.no_build)?;
+    let initramfs = work.join("initramfs.cpio");
+    let contents =
+        Contents { programs: &programs, modules: &kernel.modules, busybox: busybox.as_deref(), files, command };
+    guest::write(&contents, &initramfs)?;
+    Ok(Machine {
+        image,
+        initramfs,
+        cpu: options.cpu,
+        clock: options.clock,
+        cpus: options.cpus,
+        memory_mib: options.memory,
+    })
+}
+
+fn announce(item: &Item) {
+    eprintln!("lab: {} {} sha256 {}", item.package, item.version, item.sha256);
+}
+
+fn work_directory() -> Result<tempfile::TempDir, Error> {
+    tempfile::Builder::new().prefix("tidemark-lab-").tempdir().map_err(Error::file("create", &std::env::temp_dir()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_after_the_command_are_the_commands() {
+        let cli = Cli::parse_from(["lab", "run", "--clock", "icount", "--", "hostvmm", "probe", "--cpu", "x"]);
+        let Action::Run(run) = cli.action else { panic!("{cli:?}") };
+        assert_eq!(run.machine.clock, Clock::Icount);
+        assert_eq!(run.command, ["hostvmm", "probe", "--cpu", "x"]);
+    }
+}

@@ -1,0 +1,20 @@
+//! The lab: an arm64 Linux whose `/dev/kvm` is the kernel's own, under QEMU's translator, hence on any machine; hostvmm
+//! and the firmware run in it as they would on an arm64 host.
+//!
+//! - [`cache`]: what has been fetched and built; [`apt`]: packages from the machine's Debian sources.
+//! - [`kernel`]: the guest's kernel, [`cross`]: the programs for it, [`guest`]: the initramfs of both.
+//! - [`qemu`]: the machine as a command line; [`run`]: boot it, and judge what comes back.
+//! - [`cli`]: the command line. The guest's first program, and what both sides agree on, is crate `lab-init`.
+
+mod apt;
+mod cache;
+pub mod cli;
+mod command;
+mod cross;
+mod error;
+mod guest;
+mod kernel;
+mod qemu;
+mod run;
+
+pub use error::Error;
