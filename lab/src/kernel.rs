@@ -17,8 +17,8 @@ const BUSYBOX: &str = "busybox";
 const IMAGE: &str = "Image";
 /// In the order in which they must be inserted. Which of them a kernel has built in differs.
 const MODULES: [&str; 4] = [
-    "kernel/drivers/virtio/virtio",
     "kernel/drivers/virtio/virtio_ring",
+    "kernel/drivers/virtio/virtio",
     "kernel/drivers/virtio/virtio_mmio",
     "kernel/drivers/char/virtio_console",
 ];
@@ -255,7 +255,7 @@ mod tests {
             fs::write(tree.path().join(module), "").unwrap();
         }
         let names: Vec<_> = modules(tree.path()).into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["0-virtio.ko", "2-virtio_mmio.ko.xz"]);
+        assert_eq!(names, ["1-virtio.ko", "2-virtio_mmio.ko.xz"]);
     }
 
     #[test]
