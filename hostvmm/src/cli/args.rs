@@ -106,10 +106,10 @@ pub(crate) struct ReplicateArgs {
     #[arg(long, value_name = "PEER")]
     pub(crate) listen: Option<String>,
     /// Pause between two requests.
-    #[arg(long, value_name = "MS", default_value = "100", value_parser = milliseconds)]
+    #[arg(long, allow_negative_numbers = true, value_name = "MS", default_value = "100", value_parser = milliseconds)]
     pub(crate) interval_ms: Duration,
     /// Give up when the VMM has not answered for this long.
-    #[arg(long, value_name = "MS", default_value = "10000", value_parser = milliseconds)]
+    #[arg(long, allow_negative_numbers = true, value_name = "MS", default_value = "10000", value_parser = milliseconds)]
     pub(crate) timeout_ms: Duration,
 }
 
@@ -146,39 +146,39 @@ pub(crate) struct CommonArgs {
     #[arg(long, value_enum)]
     pub(crate) granule: Option<GranuleArg>,
     /// Virtual address bits of the guest: 39 or 48 with 4k, 36, 47 or 48 with 16k, 42 or 48 with 64k [default: 48].
-    #[arg(long, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub(crate) va_bits: Option<u32>,
     /// Number of vCPUs, 1 to 8 [default: 1].
-    #[arg(long, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub(crate) vcpus: Option<u32>,
     /// Guest RAM, 16M or more.
-    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = quantity::size)]
+    #[arg(long, allow_negative_numbers = true, value_name = "SIZE", default_value = "256M", value_parser = quantity::size)]
     pub(crate) ram: u64,
     /// Guest physical address of the region [default: 0x20000000, or above RAM for a region that does not fit there].
-    #[arg(long, value_name = "ADDR", value_parser = quantity::address)]
+    #[arg(long, allow_negative_numbers = true, value_name = "ADDR", value_parser = quantity::address)]
     pub(crate) region_base: Option<u64>,
     /// Size of the region.
-    #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = quantity::size)]
+    #[arg(long, allow_negative_numbers = true, value_name = "SIZE", default_value = "8M", value_parser = quantity::size)]
     pub(crate) region_size: u64,
     /// What the guest writes, as NAME[:key=value,…]. Names: dirtyram, tstaeshm, stream, hotcold, full, unaligned, pair,
     /// exclusive, lse, dczva, tablewalk, code, shared, readonly, mixed [default: dirtyram].
     #[arg(long, value_name = "NAME[:k=v,…]")]
     pub(crate) workload: Option<String>,
     /// Seed of the plan; the same seed gives the same writes.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = seed)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 1, value_parser = seed)]
     pub(crate) seed: u64,
     /// Passes after pass 0, which copies everything.
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]
     pub(crate) passes: u64,
     /// Steps of the plan that each vCPU executes in a lockstep pass.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub(crate) steps_per_pass: u64,
     /// lockstep: vCPUs park at a barrier each pass. live: the guest runs on while pages are harvested and copied
     /// [default: lockstep].
     #[arg(long, value_enum)]
     pub(crate) mode: Option<Mode>,
     /// In live mode, the guest runs this long between two harvests.
-    #[arg(long, value_name = "MS", default_value = "20", value_parser = milliseconds)]
+    #[arg(long, allow_negative_numbers = true, value_name = "MS", default_value = "20", value_parser = milliseconds)]
     pub(crate) interval_ms: Duration,
     /// wall: guest time follows the host. icount: guest time is instructions executed; a run repeats bit for bit.
     #[arg(long, value_enum, default_value_t = Clock::Wall)]
