@@ -27,7 +27,8 @@ const STEPS_PER_INTERVAL: u64 = 3;
 struct LoopGuest {
     memory: GuestMemory,
     plan: Plan,
-    bits: Arc<Mutex<PageBitmap>>,
+    /// One set for each log.
+    bits: [Arc<Mutex<PageBitmap>>; 2],
     completed: u64,
     /// Where a live guest may run to.
     end: u64,
@@ -45,7 +46,9 @@ impl LoopGuest {
                     memory.read(at, &mut bytes).unwrap();
                     write.apply_to(&mut bytes);
                     memory.write(at, &bytes).unwrap();
-                    bits.lock().unwrap().set_bytes(write.offset, u64::from(write.len));
+                    for bits in bits {
+                        bits.lock().unwrap().set_bytes(write.offset, u64::from(write.len));
+                    }
                 });
             }
         }
@@ -108,8 +111,12 @@ impl Guest for LoopGuest {
     }
 }
 
-/// The log of a [`LoopGuest`].
-struct LoopLog(Arc<Mutex<PageBitmap>>);
+/// A log of a [`LoopGuest`].
+struct LoopLog {
+    bits: Arc<Mutex<PageBitmap>>,
+    /// A page that it never reports.
+    blind: Option<u64>,
+}
 
 impl DirtyLog for LoopLog {
     fn kind(&self) -> DirtyLogKind {
@@ -125,12 +132,15 @@ impl DirtyLog for LoopLog {
     }
 
     fn start(&mut self) -> Result<(), DirtyLogError> {
-        self.0.lock().unwrap().clear_all();
+        self.bits.lock().unwrap().clear_all();
         Ok(())
     }
 
     fn harvest(&mut self, _slot: SlotId, dirty: &mut PageBitmap) -> Result<(), DirtyLogError> {
-        let mut bits = self.0.lock().unwrap();
+        let mut bits = self.bits.lock().unwrap();
+        if let Some(page) = self.blind {
+            bits.clear(page);
+        }
         dirty.or(&bits);
         bits.clear_all();
         Ok(())
@@ -147,25 +157,28 @@ fn plan(workload: &str) -> Plan {
     Plan::new(&Workload::parse(workload).unwrap(), 9, geometry).unwrap()
 }
 
-/// Runs `passes` over the workload, with a fault.
+/// Runs `passes` over the workload, with a fault, under two logs the second of which is blind to a page.
 fn run_with(
     workload: &str,
+    blind: Option<u64>,
     interference: Option<Interference>,
     passes: impl FnOnce(&mut Session<'_>, Model),
 ) -> Ledger {
     let plan = plan(workload);
     let ram = GuestRange::new(map::RAM_BASE, map::RAM_MIN).unwrap();
     let memory = GuestMemory::new(ram, plan.geometry().region, None).unwrap();
-    let bits = Arc::new(Mutex::new(PageBitmap::covering(REGION_BYTES, HOST_PAGE)));
-    let mut guest =
-        LoopGuest { memory: memory.clone(), plan: plan.clone(), bits: Arc::clone(&bits), completed: 0, end: 0 };
+    let bits = [(); 2].map(|()| Arc::new(Mutex::new(PageBitmap::covering(REGION_BYTES, HOST_PAGE))));
+    let mut guest = LoopGuest { memory: memory.clone(), plan: plan.clone(), bits: bits.clone(), completed: 0, end: 0 };
+    let [first, second] = bits;
+    let logs: Vec<Box<dyn DirtyLog>> =
+        vec![Box::new(LoopLog { bits: first, blind: None }), Box::new(LoopLog { bits: second, blind })];
     let target = CopyTarget::anonymous(REGION_BYTES).unwrap();
     let mut ledger = crate::report::sample_ledger();
     ledger.passes.clear();
     let mut session = Session {
         guest: &mut guest,
         memory: &memory,
-        log: SeveralLogs::new(&memory, vec![Box::new(LoopLog(bits))]),
+        log: SeveralLogs::new(&memory, logs),
         target: &target,
         interference,
         before_pass: &mut |_| Ok(()),
@@ -179,14 +192,14 @@ fn run_with(
 }
 
 fn lockstep(workload: &str, interference: Option<Interference>) -> Ledger {
-    run_with(workload, interference, |session, mut model| {
+    run_with(workload, None, interference, |session, mut model| {
         let passes = Lockstep { passes: 4, steps_per_pass: 2, self_check: SelfCheck::Every };
         passes.run(session, &mut model).unwrap();
     })
 }
 
 fn live(workload: &str, interference: Option<Interference>) -> Ledger {
-    run_with(workload, interference, |session, model| {
+    run_with(workload, None, interference, |session, model| {
         let passes = Live { passes: 4, interval: Duration::ZERO, self_check: SelfCheck::Final };
         passes.run(session, model).unwrap();
     })
@@ -269,4 +282,27 @@ fn live_faults_are_found_too() {
         let ledger = live("full:writes=8", Some(Interference { pass: 2, page, kind }));
         expect_found(&ledger, check, page);
     }
+}
+
+#[test]
+fn what_one_log_reports_and_another_does_not_fails_the_run() {
+    let ([page, _], _) = pages_of_pass_2();
+    let ledger = run_with("full:writes=8", Some(page), None, |session, mut model| {
+        let passes = Lockstep { passes: 4, steps_per_pass: 2, self_check: SelfCheck::Final };
+        passes.run(session, &mut model).unwrap();
+    });
+    assert_eq!(ledger.verdict, Verdict::Fail);
+    assert!(ledger.mismatches.iter().all(|found| found.check == "logs-agree" && found.page == Some(page)));
+    assert!(ledger.mismatches.iter().any(|found| found.pass == 2), "{:?}", ledger.mismatches);
+}
+
+#[test]
+fn a_copy_that_ends_unequal_is_recorded_by_the_last_comparison() {
+    let page = 5;
+    let kind = InterferenceKind::FlipBit;
+    let ledger = lockstep("full:writes=8", Some(Interference { pass: 4, page, kind }));
+    assert_eq!(ledger.region.equal, Some(false));
+    assert_ne!(ledger.region.sum_r_source, ledger.region.sum_r_dest);
+    let found = ledger.mismatches.iter().find(|found| found.check == "equal").expect("the comparison found it");
+    assert_eq!((found.pass, found.page), (4, Some(page)));
 }
