@@ -1,5 +1,10 @@
 //! `hostvmm replicate`: sends or receives, and prints both checksums.
 
+use std::path::PathBuf;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
 use super::args::ReplicateArgs;
 use super::ending::{Ending, say, tell};
 use crate::replicate::{
@@ -15,6 +20,7 @@ const LIMIT_BYTES: u64 = 1 << 40;
 /// # Errors
 /// An [`Ending`] by what went wrong; copies that differ are a [`Verdict::Fail`].
 pub(super) fn run(args: &ReplicateArgs) -> Result<Verdict, Ending> {
+    end_on_signals(args.listen.as_deref().and_then(|listen| listen.strip_prefix("unix:")).map(PathBuf::from))?;
     let equal = match (&args.listen, &args.share, &args.bitmap_file) {
         (Some(listen), ..) => {
             let Destination::File(dest) = args.dest.parse().map_err(address)? else {
@@ -52,6 +58,23 @@ pub(super) fn run(args: &ReplicateArgs) -> Result<Verdict, Ending> {
     };
     say(if equal { "PASS: the copy is equal to the region" } else { "FAIL: the copy differs from the region" });
     Ok(if equal { Verdict::Pass } else { Verdict::Fail })
+}
+
+/// Ctrl-C and SIGTERM end a replication at once: what was copied is in the file, and the VMM serves the next replicator
+/// as if this one had never been. A unix socket that was listened at is taken away.
+fn end_on_signals(socket: Option<PathBuf>) -> Result<(), Ending> {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(Ending::failed)?;
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            if let Some(socket) = socket {
+                // It may not have been made yet; and nobody is left to be told.
+                let _ = std::fs::remove_file(socket);
+            }
+            tell("interrupted: the copy is not complete");
+            std::process::exit(i32::from(Verdict::Fail.exit_code()));
+        }
+    });
+    Ok(())
 }
 
 fn address(error: EndpointError) -> Ending {

@@ -59,7 +59,7 @@ fn plot(unit: &str, run: &Ledger, series: &[Series]) -> String {
             .margin(8)
             .x_label_area_size(28)
             .y_label_area_size(70)
-            .build_cartesian_2d(1..last.max(2), 0..top + top / 10 + 1)?;
+            .build_cartesian_2d(1..last.max(2), 0..top.saturating_add(top / 10 + 1))?;
         chart.configure_mesh().x_desc("pass").y_desc(unit).draw()?;
         for (label, colour, value) in series {
             let colour = *colour;

@@ -18,6 +18,9 @@ use crate::vcpus::{Event, SliceEnd, Vcpus, VcpusError, Wait};
 /// does, but it must not change within a run.
 const SLICE_INSTRUCTIONS: u64 = 20_000;
 
+/// After so long without a word the user is told what is waited for.
+const SILENCE: Duration = Duration::from_secs(10);
+
 /// A guest on real vCPUs.
 pub(super) struct RunningGuest<'a> {
     vcpus: Vcpus,
@@ -90,11 +93,17 @@ impl<'a> RunningGuest<'a> {
 
     /// Waits until all vCPUs are parked, or until `deadline`; returns whether they are.
     fn wait_parked(&mut self, deadline: Option<Instant>) -> Result<bool, GuestError> {
-        while self.outcomes.iter().any(Option::is_none) {
-            let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            match self.vcpus.wait_event(timeout) {
+        let started = Instant::now();
+        while let Some(silent) = self.outcomes.iter().position(Option::is_none) {
+            let timeout = deadline.map_or(SILENCE, |deadline| deadline.saturating_duration_since(Instant::now()));
+            match self.vcpus.wait_event(Some(timeout)) {
                 Wait::Event(event) => self.take(event)?,
-                Wait::TimedOut => return Ok(false),
+                Wait::TimedOut if deadline.is_some() => return Ok(false),
+                // A guest may take its time, and only the user knows how much is too much.
+                Wait::TimedOut => self.progress.line(&format!(
+                    "vCPU {silent} has not asked for its next command for {} s; Ctrl-C ends the run",
+                    started.elapsed().as_secs()
+                )),
                 Wait::Interrupted => return Err(GuestError::Interrupted),
             }
         }
