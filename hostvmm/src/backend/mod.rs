@@ -15,12 +15,16 @@
 //!
 //! Neighbours: [`crate::machine`] makes a [`Vm`]; [`crate::vcpus`] runs its vCPUs; `dirty` wraps its log.
 
+#[cfg(test)]
+mod conformance;
 pub mod emulator;
 #[cfg(target_arch = "aarch64")]
 mod kvm;
 #[cfg(not(target_arch = "aarch64"))]
 #[path = "no_kvm.rs"]
 mod kvm;
+#[cfg(test)]
+pub(crate) mod store_guest;
 
 use std::fmt;
 use std::sync::Arc;
@@ -151,7 +155,7 @@ pub(crate) fn open(
     start: Start,
 ) -> Result<VmHandle, BuildError> {
     match config.accelerator {
-        Accelerator::Kvm => kvm::open(config, layout, memory, start),
+        Accelerator::Kvm => kvm::open(config, memory, start),
         Accelerator::Emulator => Ok(Arc::new(emulator::EmulatorVm::new(config, layout, memory, start)?)),
     }
 }

@@ -1,7 +1,7 @@
 //! KVM on a host whose CPU cannot run arm64 guests: the same functions as the KVM backend's, each of which says why not.
 
 use super::{KvmLog, Unavailable, VmHandle};
-use crate::machine::{BuildError, Layout, MachineConfig, Start};
+use crate::machine::{BuildError, MachineConfig, Start};
 use crate::memory::GuestMemory;
 
 const NOT_ARM64: Unavailable = Unavailable::HostArch { host_arch: std::env::consts::ARCH };
@@ -18,6 +18,6 @@ pub(super) const fn is_nested_in_emulation() -> bool {
     false
 }
 
-pub(super) fn open(_: &MachineConfig, _: &Layout, _: &GuestMemory, _: Start) -> Result<VmHandle, BuildError> {
+pub(super) fn open(_: &MachineConfig, _: &GuestMemory, _: Start) -> Result<VmHandle, BuildError> {
     Err(NOT_ARM64.into())
 }

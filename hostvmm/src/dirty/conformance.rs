@@ -1,7 +1,7 @@
 //! What every [`DirtyLog`] must do, run for every kind that this host has.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
 use abi::{Gpa, GuestRange, map};
@@ -9,7 +9,9 @@ use abi::{Gpa, GuestRange, map};
 use super::{
     AcceleratorLog, DirtyLog, DirtyLogError, DirtyLogKind, FirstHarvest, PageBitmap, PagemapScanLog, SeveralLogs,
 };
-use crate::backend::{Accelerator, BackendError, PlantedFault, Vcpu, Vm};
+use crate::backend::store_guest::StoreGuest;
+use crate::backend::{Accelerator, BackendError, PlantedFault, Vcpu, Vm, VmHandle, open, why_no_kvm_log};
+use crate::machine::{MachineConfig, Start};
 use crate::memory::{GuestMemory, SlotId, host_page_bytes};
 
 /// Pages of the region: no multiple of 64.
@@ -63,20 +65,41 @@ impl Vm for LogOnly {
     }
 }
 
-/// A log with the memory it watches.
-struct Rig {
+/// Who writes the memory that a log watches: the VMM, which tells the log, or a guest.
+#[derive(Clone)]
+struct Writer {
     memory: GuestMemory,
-    vm: Arc<LogOnly>,
+    vm: VmHandle,
+    guest: Option<Arc<Mutex<StoreGuest>>>,
+}
+
+impl Writer {
+    /// Single bytes are stored by the guest where there is one, so that both kinds of write are in the log.
+    fn write(&self, slot: SlotId, offset: u64, bytes: &[u8]) {
+        let gpa = self.memory.slot(slot).range().start().checked_add(offset).unwrap();
+        match (&self.guest, bytes) {
+            (Some(guest), [byte]) => guest.lock().unwrap().store(gpa, *byte, 1, 1),
+            _ => {
+                self.memory.write(gpa, bytes).unwrap();
+                self.vm.mark_dirty(GuestRange::new(gpa, bytes.len() as u64).unwrap());
+            }
+        }
+    }
+}
+
+/// A log with who writes what it watches.
+struct Rig {
+    writer: Writer,
     log: Box<dyn DirtyLog>,
 }
 
 impl Rig {
     fn write(&self, slot: SlotId, offset: u64, bytes: &[u8]) {
-        write(&self.memory, &self.vm, slot, offset, bytes);
+        self.writer.write(slot, offset, bytes);
     }
 
     fn bitmap(&self, slot: SlotId) -> PageBitmap {
-        PageBitmap::covering(self.memory.slot(slot).range().len_bytes(), self.log.page_bytes())
+        PageBitmap::covering(self.writer.memory.slot(slot).range().len_bytes(), self.log.page_bytes())
     }
 
     fn harvest(&mut self) -> PageBitmap {
@@ -98,40 +121,59 @@ impl Rig {
     }
 }
 
-fn write(memory: &GuestMemory, vm: &LogOnly, slot: SlotId, offset: u64, bytes: &[u8]) {
-    let gpa = memory.slot(slot).range().start().checked_add(offset).unwrap();
-    memory.write(gpa, bytes).unwrap();
-    vm.mark_dirty(GuestRange::new(gpa, bytes.len() as u64).unwrap());
-}
-
 fn memory() -> GuestMemory {
     let ram = GuestRange::new(map::RAM_BASE, 64 * host_page_bytes()).unwrap();
     GuestMemory::new(ram, GuestRange::new(map::REGION_BASE, PAGES * host_page_bytes()).unwrap(), None).unwrap()
 }
 
-fn vm(memory: &GuestMemory) -> Arc<LogOnly> {
+/// The emulator's log, without a guest.
+fn emulated() -> Writer {
+    let memory = memory();
     let slots = memory.slots().iter().map(|slot| (slot.range().start(), slot.range().len_bytes()));
     let log = emulator::dirty::DirtyLog::new(host_page_bytes().trailing_zeros(), slots).unwrap();
-    Arc::new(LogOnly { log })
+    Writer { memory, vm: Arc::new(LogOnly { log }), guest: None }
 }
 
-/// Runs `check` on a fresh rig of every kind of log that this host has.
+/// A machine of KVM's that keeps the log `kind`, with a guest.
+fn on_kvm(kind: DirtyLogKind) -> Option<Writer> {
+    let kvm_log = kind.kvm_log()?;
+    if let Some(reason) = why_no_kvm_log(kvm_log) {
+        println!("skipped: {kind}: {reason}");
+        return None;
+    }
+    let memory = memory();
+    let config = MachineConfig { accelerator: Accelerator::Kvm, kvm_log, ..MachineConfig::default() };
+    let start = Start { entry: map::RAM_BASE, devicetree: map::RAM_BASE };
+    let vm = open(&config, &config.layout().unwrap(), &memory, start).unwrap();
+    let guest = Some(Arc::new(Mutex::new(StoreGuest::load(&vm, &memory))));
+    Some(Writer { memory, vm, guest })
+}
+
+/// Runs `check` on a fresh rig of every kind of log that this host has, alone and beside PAGEMAP_SCAN.
 fn on_every_log(check: impl Fn(&mut Rig)) {
     let slots = [SlotId::Region];
-    let rig = |log: Box<dyn DirtyLog>, memory, vm| Rig { memory, vm, log };
-    let (memory_a, memory_b, memory_c) = (memory(), memory(), memory());
-    let (vm_a, vm_b, vm_c) = (vm(&memory_a), vm(&memory_b), vm(&memory_c));
-    let emulator = |memory: &GuestMemory, vm: &Arc<LogOnly>| {
-        Box::new(AcceleratorLog::new(DirtyLogKind::Emulator, vm.clone(), memory, &slots))
+    let writer = |kind| if kind == DirtyLogKind::Emulator { Some(emulated()) } else { on_kvm(kind) };
+    let own = |kind, writer: &Writer| -> Box<dyn DirtyLog> {
+        Box::new(AcceleratorLog::new(kind, writer.vm.clone(), &writer.memory, &slots))
     };
-    check(&mut rig(emulator(&memory_a, &vm_a), memory_a, vm_a));
-    match (PagemapScanLog::new(&memory_b, &slots), PagemapScanLog::new(&memory_c, &slots)) {
-        (Ok(alone), Ok(beside)) => {
-            check(&mut rig(Box::new(alone), memory_b, vm_b));
-            let logs: Vec<Box<dyn DirtyLog>> = vec![emulator(&memory_c, &vm_c), Box::new(beside)];
-            check(&mut rig(Box::new(SeveralLogs::new(&memory_c, logs)), memory_c, vm_c));
+    for kind in DirtyLogKind::ALL {
+        if kind == DirtyLogKind::PagemapScan {
+            let writer = emulated();
+            match PagemapScanLog::new(&writer.memory, &slots) {
+                Ok(log) => check(&mut Rig { log: Box::new(log), writer }),
+                Err(error) => println!("skipped: {error}"),
+            }
+            continue;
         }
-        (Err(error), _) | (_, Err(error)) => println!("skipped: {error}"),
+        if let Some(writer) = writer(kind) {
+            check(&mut Rig { log: own(kind, &writer), writer });
+        }
+        if let Some(writer) = writer(kind)
+            && let Ok(beside) = PagemapScanLog::new(&writer.memory, &slots)
+        {
+            let logs = vec![own(kind, &writer), Box::new(beside)];
+            check(&mut Rig { log: Box::new(SeveralLogs::new(&writer.memory, logs)), writer });
+        }
     }
 }
 
@@ -177,7 +219,7 @@ fn a_write_across_a_page_border_dirties_both_and_reading_none() {
         let page = rig.log.page_bytes();
         rig.write(SlotId::Region, 10 * page - 2, &[1, 2, 3, 4]);
         let mut bytes = [0; 64];
-        rig.memory.copy_from_slot(SlotId::Region, 50 * page, &mut bytes).unwrap();
+        rig.writer.memory.copy_from_slot(SlotId::Region, 50 * page, &mut bytes).unwrap();
         assert_eq!(rig.pages(), [9, 10]);
     });
 }
@@ -199,7 +241,7 @@ fn writes_outside_the_slot_are_not_reported() {
     on_every_log(|rig| {
         rig.start();
         rig.write(SlotId::Ram, 4096, &[1]);
-        rig.vm.mark_dirty(GuestRange::new(Gpa::new(0x10_0000), 1 << 16).unwrap());
+        rig.writer.vm.mark_dirty(GuestRange::new(Gpa::new(0x10_0000), 1 << 16).unwrap());
         assert_eq!(rig.pages(), [0; 0]);
     });
 }
@@ -244,13 +286,13 @@ fn no_write_made_during_a_harvest_is_lost() {
         let mut copy = vec![0; (PAGES * page) as usize];
         let begun = Barrier::new(2);
         let ended = AtomicBool::new(false);
-        let (memory, vm) = (rig.memory.clone(), rig.vm.clone());
+        let writer = rig.writer.clone();
         thread::scope(|scope| {
             scope.spawn(|| {
                 begun.wait();
                 for value in 0_u64..200_000 {
                     let index = value.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-                    write(&memory, &vm, SlotId::Region, index % PAGES * page + 16, &value.to_le_bytes());
+                    writer.write(SlotId::Region, index % PAGES * page + 16, &value.to_le_bytes());
                 }
                 ended.store(true, Ordering::Release);
             });
@@ -262,7 +304,7 @@ fn no_write_made_during_a_harvest_is_lost() {
                 for index in dirty.iter() {
                     let start = index * page;
                     let bytes = &mut copy[start as usize..][..page as usize];
-                    rig.memory.copy_from_slot(SlotId::Region, start, bytes).unwrap();
+                    rig.writer.memory.copy_from_slot(SlotId::Region, start, bytes).unwrap();
                 }
                 if last {
                     break;
@@ -270,7 +312,7 @@ fn no_write_made_during_a_harvest_is_lost() {
             }
         });
         let mut now = vec![0; copy.len()];
-        rig.memory.copy_from_slot(SlotId::Region, 0, &mut now).unwrap();
+        rig.writer.memory.copy_from_slot(SlotId::Region, 0, &mut now).unwrap();
         assert!(now == copy, "{}: a write is missing from the copy", rig.log.kind());
     });
 }

@@ -16,6 +16,8 @@ mod host;
 mod kick;
 mod log;
 mod ring;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,8 +31,8 @@ use self::kick::Kick;
 use self::log::Tracker;
 use self::vcpu::KvmVcpu;
 use super::{Accelerator, BackendError, PlantedFault, Unavailable, Vcpu, Vm, VmHandle};
-use crate::machine::{BuildError, Clock, Layout, MachineConfig, PHYSICAL_ADDRESS_BITS, Start, Transport};
-use crate::memory::{GuestMemory, SlotId};
+use crate::machine::{BuildError, Clock, MachineConfig, PHYSICAL_ADDRESS_BITS, Start, Transport};
+use crate::memory::{GuestMemory, Slot, SlotId};
 
 /// A machine of KVM's.
 struct KvmVm {
@@ -44,16 +46,11 @@ struct KvmVm {
     counter_offset: u64,
 }
 
-/// Makes the machine that `config` and `layout` describe, on the slots of `memory`.
+/// Makes the machine that `config` describes, on the slots of `memory`.
 ///
 /// # Errors
 /// [`BuildError::Unavailable`] for what this host's KVM lacks, [`BuildError::Backend`] where it refuses.
-pub(super) fn open(
-    config: &MachineConfig,
-    layout: &Layout,
-    memory: &GuestMemory,
-    start: Start,
-) -> Result<VmHandle, BuildError> {
+pub(super) fn open(config: &MachineConfig, memory: &GuestMemory, start: Start) -> Result<VmHandle, BuildError> {
     if config.clock == Clock::Icount {
         return Err(Unavailable::Lacks {
             what: "clock that counts instructions",
@@ -64,7 +61,7 @@ pub(super) fn open(
     probe_log(config.kvm_log)?;
     let kvm = host::device()?;
     let bits = host::address_bits(&kvm).min(PHYSICAL_ADDRESS_BITS);
-    for range in [layout.ram(), layout.region()] {
+    for range in memory.slots().iter().map(Slot::range) {
         if range.end().raw() > 1 << bits {
             return Err(
                 refused(format!("memory at {range} reaches past the host's {bits} bits of guest address")).into()
