@@ -71,11 +71,9 @@ impl Ring {
             if flags.load(Ordering::Acquire) & DIRTY == 0 {
                 return collected;
             }
-            // SAFETY: mapped; the kernel writes it no more once it is DIRTY.
-            let slot = unsafe { (&raw const (*entry).slot).read_volatile() };
-            // SAFETY: as above.
-            let page = unsafe { (&raw const (*entry).offset).read_volatile() };
-            found(slot, page);
+            // SAFETY: mapped and aligned; the kernel writes it no more once it is DIRTY.
+            let kvm_dirty_gfn { slot, offset, .. } = unsafe { entry.read_volatile() };
+            found(slot, offset);
             flags.store(RESET, Ordering::Release);
             self.next = (self.next + 1) % ENTRIES;
             collected += 1;
