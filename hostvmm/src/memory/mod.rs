@@ -237,11 +237,6 @@ impl GuestMemory {
         })
     }
 
-    /// Says that `[offset, offset + len_bytes)` of `slot` will be read soon.
-    pub(crate) fn prefetch(&self, slot: SlotId, offset: u64, len_bytes: u64) {
-        self.slot(slot).prefetch(offset, len_bytes);
-    }
-
     /// `[offset, offset + len_bytes)` of `slot` for the copier, which reads a run of pages in one go.
     ///
     /// A [`VolatileSlice`] is bounds and no reference: what it copies may be torn, never undefined.

@@ -1,5 +1,5 @@
 //! One memslot: a guest range, its mapping and the file behind it.
-#![expect(unsafe_code, reason = "pwrite from, and prefetch of, a mapping that no Rust reference may cover")]
+#![expect(unsafe_code, reason = "pwrite from a mapping that no Rust reference may cover")]
 
 use std::fmt;
 use std::fs::File;
@@ -68,23 +68,7 @@ unsafe impl Send for SlotBase {}
 // SAFETY: as above; the memory behind it is shared with the guest by design.
 unsafe impl Sync for SlotBase {}
 
-/// Bytes that one prefetch brings.
-#[cfg(target_arch = "x86_64")]
-const CACHE_LINE_BYTES: usize = 64;
-
 impl Slot {
-    /// Begins to fetch `[offset, offset + len_bytes)` into the cache, on hosts where there is a way to say so.
-    pub(super) fn prefetch(&self, offset: u64, len_bytes: u64) {
-        #[cfg(target_arch = "x86_64")]
-        for at in (offset..offset.saturating_add(len_bytes)).step_by(CACHE_LINE_BYTES) {
-            let line = self.base.0.as_ptr().wrapping_add(at as usize);
-            // SAFETY: a prefetch is a hint; it reads nothing and faults at no address.
-            unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.cast()) };
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (offset, len_bytes);
-    }
-
     /// A slot on fresh zeroed memory.
     pub(super) fn on_memfd(id: SlotId, range: GuestRange, host_page_bytes: u64) -> Result<Self, MemoryError> {
         let len_bytes = range.len_bytes();

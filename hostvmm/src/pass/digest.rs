@@ -109,12 +109,8 @@ pub fn differing_pages<'a>(
 
 fn add_pages(digest: &mut RegionDigest, source: &(impl PageSource + ?Sized), base: Gpa, extent: Range<u64>) {
     let mut page = [0; PAGE];
-    let end = extent.end;
     for offset in extent.step_by(PAGE) {
         source.read(offset, &mut page);
-        // The next page comes from memory while this one is hashed.
-        let next = offset + PAGE_BYTES;
-        source.prefetch(next, PAGE_BYTES.min(end.saturating_sub(next)));
         let gpa = base.checked_add(offset).expect("a region does not wrap");
         digest.add_leaf(gpa, if is_zero(&page) { *ZERO_LEAF } else { leaf(&page) });
     }

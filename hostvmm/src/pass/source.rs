@@ -18,9 +18,6 @@ pub trait PageSource: Sync {
     /// If the range reaches past [`Self::len_bytes`].
     fn read(&self, offset: u64, bytes: &mut [u8]);
 
-    /// Says that `[offset, offset + len_bytes)` will be read soon.
-    fn prefetch(&self, _offset: u64, _len_bytes: u64) {}
-
     /// The parts that may hold something else than zeroes, in order.
     ///
     /// # Errors
@@ -62,10 +59,6 @@ impl PageSource for SlotView<'_> {
 
     fn read(&self, offset: u64, bytes: &mut [u8]) {
         self.memory.copy_from_slot(self.slot, offset, bytes).expect("the caller stays within the slot");
-    }
-
-    fn prefetch(&self, offset: u64, len_bytes: u64) {
-        self.memory.prefetch(self.slot, offset, len_bytes);
     }
 
     fn data_extents(&self) -> Result<Vec<Range<u64>>, MemoryError> {
