@@ -158,6 +158,10 @@ impl DirtyLog for SeveralLogs {
     fn harvest(&mut self, slot: SlotId, dirty: &mut PageBitmap) -> Result<(), DirtyLogError> {
         let (len_bytes, page_bytes) = (self.len_bytes(slot), self.page_bytes());
         check_size(self.kind(), slot, len_bytes, page_bytes, dirty)?;
+        if let [log] = &mut self.logs[..] {
+            // Nothing to compare with.
+            return log.harvest(slot, dirty);
+        }
         let mut sets = Vec::with_capacity(self.logs.len());
         for log in &mut self.logs {
             let mut set = PageBitmap::covering(len_bytes, log.page_bytes());
