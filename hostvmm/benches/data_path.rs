@@ -13,6 +13,7 @@ use hostvmm::memory::{GuestMemory, SlotId};
 use hostvmm::pass::{CopyTarget, PageSource as _, SlotView, Threads, copy_dirty, region_digest};
 use hostvmm::replicate::SumR;
 use twox_hash::XxHash3_64;
+use workload::digest::RegionDigest;
 
 /// Larger than a last-level cache.
 const REGION_BYTES: u64 = 256 << 20;
@@ -94,16 +95,28 @@ fn digesting(c: &mut Criterion) {
     view.read(0, &mut bytes);
     let ours = |threads| region_digest(&view, base, 1, threads).expect("the slot can be searched");
     let crates = || bytes.chunks(PAGE).fold(0_u64, |sum, page| sum.wrapping_add(XxHash3_64::oneshot(page)));
+    let digests = || {
+        let mut digest = RegionDigest::new(1);
+        for (page, at) in bytes.chunks(PAGE).zip((0..).step_by(PAGE)) {
+            digest.add_page(base.checked_add(at).expect("the region does not wrap"), page);
+        }
+        digest.value()
+    };
     let read = || bytes.as_chunks().0.iter().fold(0, |sum, word| sum ^ u64::from_ne_bytes(*word));
     let mut group = c.benchmark_group("digest");
     group.sample_size(10).measurement_time(MEASURED).throughput(Throughput::Bytes(REGION_BYTES));
     group.bench_function("memory_read", |b| b.iter(read));
     group.bench_function("crate_per_page", |b| b.iter(crates));
+    group.bench_function("per_page", |b| b.iter(digests));
     group.bench_function("region_one_thread", |b| b.iter(|| ours(Threads::new(1))));
     group.bench_function("region_all_threads", |b| b.iter(|| ours(Threads::of_host())));
     group.finish();
+    let (page, hash) = in_turn(digests, crates);
+    println!("ratio: digest / hash crate = {:.2} of its speed", hash / page);
     let (region, hash) = in_turn(|| ours(Threads::new(1)), crates);
-    println!("ratio: digest / hash crate = {:.2} of its speed", hash / region);
+    println!("ratio: digest of a memslot, one thread / hash crate = {:.2} of its speed", hash / region);
+    let (region, memory) = in_turn(|| ours(Threads::of_host()), read);
+    println!("ratio: digest of a memslot, all threads / reading memory = {:.2} of its speed", memory / region);
 }
 
 fn harvesting(c: &mut Criterion) {
