@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::quantity;
+use crate::dirty::DirtyLogKind;
 
 /// Proves, byte for byte, that a hypervisor's dirty-page log and what rests on it deliver every byte.
 #[derive(Debug, Parser)]
@@ -224,22 +226,34 @@ pub(crate) enum Accel {
 }
 
 /// `--dirty-log`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LogChoice {
     /// The accelerator's best one.
     Auto,
-    /// KVM_GET_DIRTY_LOG.
-    Bitmap,
-    /// KVM's manual-protect log.
-    Manual,
-    /// KVM's manual-protect log, initially all set.
-    Initset,
-    /// KVM's dirty ring.
-    Ring,
-    /// PAGEMAP_SCAN with asynchronous write-protection, from the host's side.
-    PagemapScan,
-    /// The emulator's own log.
-    Emulator,
+    /// This one.
+    Named(DirtyLogKind),
+}
+
+impl ValueEnum for LogChoice {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[
+            Self::Auto,
+            Self::Named(DirtyLogKind::Bitmap),
+            Self::Named(DirtyLogKind::Manual),
+            Self::Named(DirtyLogKind::Initset),
+            Self::Named(DirtyLogKind::Ring),
+            Self::Named(DirtyLogKind::PagemapScan),
+            Self::Named(DirtyLogKind::Emulator),
+        ]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let (name, help) = match self {
+            Self::Auto => ("auto", "The accelerator's best one"),
+            Self::Named(kind) => (kind.name(), kind.summary()),
+        };
+        Some(PossibleValue::new(name).help(help))
+    }
 }
 
 /// `--arch`.

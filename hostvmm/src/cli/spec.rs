@@ -123,13 +123,7 @@ impl CommonArgs {
             seed: self.seed,
             mode: names(&mut std::iter::once(self.mode.unwrap_or(Mode::Lockstep).to_possible_value())),
             clock: names(&mut std::iter::once(self.clock.to_possible_value())),
-            region: RegionEntry {
-                gpa: self.region_base.unwrap_or(abi::map::REGION_BASE.raw()),
-                size: self.region_size,
-                sum_r_source: None,
-                sum_r_dest: None,
-                equal: None,
-            },
+            region: RegionEntry::unmeasured(self.region_base.unwrap_or(abi::map::REGION_BASE.raw()), self.region_size),
             passes: Vec::new(),
             migration: None,
             faults: Vec::new(),
@@ -142,7 +136,7 @@ impl CommonArgs {
     /// Which accelerator is asked for. What only the emulator can do decides for it where the choice is free.
     fn accelerator(&self) -> AcceleratorChoice {
         let needs_emulator = self.clock == Clock::Icount
-            || self.dirty_log.contains(&LogChoice::Emulator)
+            || self.dirty_log.contains(&LogChoice::Named(DirtyLogKind::Emulator))
             || self.host_page.is_some_and(|page| Granule::from(page).bytes() != host_page_bytes());
         match self.accel {
             Accel::Auto if needs_emulator => AcceleratorChoice::Exactly(Accelerator::Emulator),
@@ -160,12 +154,7 @@ impl CommonArgs {
                     Accelerator::Emulator => DirtyLogKind::Emulator,
                     Accelerator::Kvm => DirtyLogKind::Bitmap,
                 },
-                LogChoice::Bitmap => DirtyLogKind::Bitmap,
-                LogChoice::Manual => DirtyLogKind::Manual,
-                LogChoice::Initset => DirtyLogKind::Initset,
-                LogChoice::Ring => DirtyLogKind::Ring,
-                LogChoice::PagemapScan => DirtyLogKind::PagemapScan,
-                LogChoice::Emulator => DirtyLogKind::Emulator,
+                LogChoice::Named(kind) => kind,
             };
             if logs.contains(&kind) {
                 return Err(Ending::usage(format!("--dirty-log names {kind} twice")));

@@ -170,6 +170,18 @@ impl DirtyLogKind {
         }
     }
 
+    /// What it is, in a phrase for help texts.
+    pub const fn summary(self) -> &'static str {
+        match self {
+            Self::Bitmap => "KVM_GET_DIRTY_LOG",
+            Self::Manual => "KVM's manual-protect log",
+            Self::Initset => "KVM's manual-protect log, initially all set",
+            Self::Ring => "KVM's dirty ring",
+            Self::PagemapScan => "PAGEMAP_SCAN with asynchronous write-protection, from the host's side",
+            Self::Emulator => "The emulator's own log",
+        }
+    }
+
     /// Which of KVM's logs it is; `None` for what is not KVM's.
     pub const fn kvm_log(self) -> Option<KvmLog> {
         match self {

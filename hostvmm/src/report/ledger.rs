@@ -126,6 +126,13 @@ pub struct RegionEntry {
     pub equal: Option<bool>,
 }
 
+impl RegionEntry {
+    /// A region of `size` bytes at `gpa` whose memory has not been compared yet.
+    pub const fn unmeasured(gpa: u64, size: u64) -> Self {
+        Self { gpa, size, sum_r_source: None, sum_r_dest: None, equal: None }
+    }
+}
+
 /// One pass in the ledger.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PassEntry {

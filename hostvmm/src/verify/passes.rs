@@ -250,13 +250,10 @@ pub(super) fn blank_ledger(spec: &Spec) -> Ledger {
         seed: machine.seed,
         mode: spec.mode.name().to_owned(),
         clock: clock_name(machine.clock).to_owned(),
-        region: RegionEntry {
-            gpa: layout.map_or(0, |layout| Gpa::raw(layout.region().start())),
-            size: machine.region_bytes,
-            sum_r_source: None,
-            sum_r_dest: None,
-            equal: None,
-        },
+        region: RegionEntry::unmeasured(
+            layout.map_or(0, |layout| Gpa::raw(layout.region().start())),
+            machine.region_bytes,
+        ),
         passes: Vec::new(),
         migration: None,
         faults: Vec::new(),
