@@ -2,7 +2,7 @@
 //!
 //! [`Gpa`] has no arithmetic operators: an address moves only by [`Gpa::checked_add`], so a guest's claim that wraps
 //! is a `None`, never a small address. [`GuestRange`] is half-open and cannot wrap by construction. [`Granule`] with
-//! [`VaBits`] name the seven translation regimes that Tidemark supports.
+//! [`VaBits`] name AArch64's seven translation regimes; [`crate::Tables`] adds ARMv7's.
 
 use core::fmt;
 

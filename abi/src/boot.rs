@@ -6,8 +6,9 @@
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::addr::{Gpa, GuestRange, VaBits};
-use crate::{Granule, map};
+use crate::addr::{Gpa, GuestRange};
+use crate::map;
+use crate::tables::Tables;
 
 /// Name of the property of `/chosen` that holds the block.
 pub const BOOT_BLOCK_PROPERTY: &str = "tidemark,boot-block";
@@ -16,7 +17,7 @@ pub const DOORBELL_COMPATIBLE: &str = "tidemark,doorbell-1";
 /// First eight bytes of the block.
 pub const BOOT_MAGIC: u64 = u64::from_le_bytes(*b"TDMKBOOT");
 /// Version of the block's layout.
-pub const BOOT_VERSION: u32 = 1;
+pub const BOOT_VERSION: u32 = 2;
 /// Most parameters a workload has on the wire.
 pub const WORKLOAD_PARAMS: usize = 8;
 
@@ -45,7 +46,7 @@ pub struct BootBlock {
     ram_size: U64,
     seed: U64,
     pattern: U32,
-    reserved0: U32,
+    tables: U32,
     params: [U64; WORKLOAD_PARAMS],
     reserved1: [U64; 2],
 }
@@ -55,8 +56,9 @@ const _: () = assert!(size_of::<BootBlock>() == 160);
 /// The block's meaning, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BootInfo {
-    /// Translation granule and virtual address size that the guest sets up.
-    pub va: VaBits,
+    /// Translation tables that the guest builds: their format, granule and virtual address size. They name the guest's
+    /// architecture, too.
+    pub tables: Tables,
     /// Number of vCPUs, 1 to [`map::MAX_VCPUS`].
     pub vcpus: u32,
     /// Any of the `FLAG_…` bits.
@@ -87,8 +89,10 @@ pub enum BootBlockError {
     Version(u32),
     /// `size_bytes` disagrees with the version.
     Size(u32),
-    /// No such granule and VA size pair.
+    /// No such tables with that granule and VA size.
     Translation {
+        /// Number of the tables asked for.
+        tables: u32,
         /// log2 of the granule asked for.
         granule_shift: u32,
         /// VA bits asked for.
@@ -98,7 +102,7 @@ pub enum BootBlockError {
     Vcpus(u32),
     /// Unknown flag bits.
     Flags(u32),
-    /// A range that wraps.
+    /// A range that wraps, or reaches past the virtual addresses: the guest maps memory at its physical address.
     Range(Gpa),
     /// A reserved field is not zero.
     Reserved,
@@ -111,8 +115,8 @@ impl BootInfo {
             magic: BOOT_MAGIC.into(),
             version: BOOT_VERSION.into(),
             size_bytes: (size_of::<BootBlock>() as u32).into(),
-            granule_shift: self.va.granule().shift().into(),
-            va_bits: self.va.bits().into(),
+            granule_shift: self.tables.granule().shift().into(),
+            va_bits: self.tables.va_bits().into(),
             vcpus: self.vcpus.into(),
             flags: self.flags.into(),
             region_gpa: self.region.start().raw().into(),
@@ -121,7 +125,7 @@ impl BootInfo {
             ram_size: self.ram.len_bytes().into(),
             seed: self.seed.into(),
             pattern: self.pattern.into(),
-            reserved0: 0.into(),
+            tables: self.tables.number().into(),
             params: self.params.map(U64::from),
             reserved1: [0.into(); 2],
         }
@@ -143,10 +147,12 @@ impl BootInfo {
         if block.size_bytes.get() as usize != size_of::<BootBlock>() || !rest.is_empty() {
             return Err(BootBlockError::Size(block.size_bytes.get()));
         }
-        let (granule_shift, va_bits) = (block.granule_shift.get(), block.va_bits.get());
-        let va = Granule::from_shift(granule_shift)
-            .and_then(|granule| VaBits::new(granule, va_bits))
-            .ok_or(BootBlockError::Translation { granule_shift, va_bits })?;
+        let (number, granule_shift, va_bits) = (block.tables.get(), block.granule_shift.get(), block.va_bits.get());
+        let tables = Tables::from_wire(number, granule_shift, va_bits).ok_or(BootBlockError::Translation {
+            tables: number,
+            granule_shift,
+            va_bits,
+        })?;
         let vcpus = block.vcpus.get();
         if vcpus == 0 || vcpus as usize > map::MAX_VCPUS {
             return Err(BootBlockError::Vcpus(vcpus));
@@ -155,15 +161,17 @@ impl BootInfo {
         if flags & !KNOWN_FLAGS != 0 {
             return Err(BootBlockError::Flags(flags));
         }
-        if block.reserved0.get() != 0 || block.reserved1 != [U64::ZERO; 2] {
+        if block.reserved1 != [U64::ZERO; 2] {
             return Err(BootBlockError::Reserved);
         }
         let range = |gpa: U64, size: U64| {
             let start = Gpa::new(gpa.get());
-            GuestRange::new(start, size.get()).ok_or(BootBlockError::Range(start))
+            GuestRange::new(start, size.get())
+                .filter(|range| range.end().raw() <= 1 << va_bits)
+                .ok_or(BootBlockError::Range(start))
         };
         Ok(Self {
-            va,
+            tables,
             vcpus,
             flags,
             region: range(block.region_gpa, block.region_size)?,
@@ -178,10 +186,11 @@ impl BootInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Granule, ShortPages, VaBits};
 
     fn sample() -> BootInfo {
         BootInfo {
-            va: VaBits::new(Granule::K16, 47).unwrap(),
+            tables: Tables::V8(VaBits::new(Granule::K16, 47).unwrap()),
             vcpus: 4,
             flags: FLAG_HVC,
             region: GuestRange::new(map::REGION_BASE, map::REGION_SIZE).unwrap(),
@@ -197,10 +206,39 @@ mod tests {
         let block = sample().encode();
         let bytes = block.as_bytes();
         assert_eq!(&bytes[..8], b"TDMKBOOT");
-        assert_eq!(&bytes[8..32], [1, 0, 0, 0, 160, 0, 0, 0, 14, 0, 0, 0, 47, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(&bytes[8..32], [2, 0, 0, 0, 160, 0, 0, 0, 14, 0, 0, 0, 47, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0]);
         assert_eq!(&bytes[32..40], [0, 0, 0, 0x20, 0, 0, 0, 0]);
         assert_eq!(&bytes[64..72], [0xef, 0xcd, 0xab, 0x89, 0x67, 0x45, 0x23, 0x01]);
+        assert_eq!(&bytes[72..80], [3, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(BootInfo::decode(bytes), Ok(sample()));
+    }
+
+    #[test]
+    fn bytes_of_an_armv7_guest_are_golden() {
+        for (tables, granule_shift, number) in [
+            (Tables::Short { pages: ShortPages::Small }, 12, 1),
+            (Tables::Short { pages: ShortPages::Large }, 16, 1),
+            (Tables::Lpae, 12, 2),
+        ] {
+            let info = BootInfo { tables, ..sample() };
+            let block = info.encode();
+            let bytes = block.as_bytes();
+            assert_eq!(&bytes[16..24], [granule_shift, 0, 0, 0, 32, 0, 0, 0]);
+            assert_eq!(&bytes[76..80], [number, 0, 0, 0]);
+            assert_eq!(BootInfo::decode(bytes), Ok(info));
+        }
+    }
+
+    #[test]
+    fn memory_past_the_virtual_addresses_is_refused() {
+        let start = Gpa::new(0xffff_0000);
+        let with = |len_bytes| {
+            let info =
+                BootInfo { tables: Tables::Lpae, region: GuestRange::new(start, len_bytes).unwrap(), ..sample() };
+            BootInfo::decode(info.encode().as_bytes()).map(|info| info.region.len_bytes())
+        };
+        assert_eq!(with(0x1_0000), Ok(0x1_0000));
+        assert_eq!(with(0x1_1000), Err(BootBlockError::Range(start)));
     }
 
     #[test]
@@ -216,6 +254,8 @@ mod tests {
         assert_eq!(decode_with(8, 9), Err(BootBlockError::Version(9)));
         assert_eq!(decode_with(12, 1), Err(BootBlockError::Size(1)));
         assert!(matches!(decode_with(20, 39), Err(BootBlockError::Translation { va_bits: 39, .. })));
+        assert!(matches!(decode_with(76, 1), Err(BootBlockError::Translation { tables: 1, .. })));
+        assert!(matches!(decode_with(76, 3), Err(BootBlockError::Translation { tables: 3, .. })));
         assert_eq!(decode_with(24, 9), Err(BootBlockError::Vcpus(9)));
         assert!(matches!(decode_with(31, 0x80), Err(BootBlockError::Flags(_))));
         assert_eq!(decode_with(159, 1), Err(BootBlockError::Reserved));

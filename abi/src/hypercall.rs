@@ -33,6 +33,8 @@ pub const REQUEST_ALIGN: u64 = 64;
 pub const REQUEST_MAGIC: u32 = u32::from_le_bytes(*b"TDHC");
 /// Function id of the HVC transport: SMCCC fast call, 64-bit, owner 6 (vendor-specific hypervisor service), number 0x7444.
 pub const HVC_FUNCTION: u32 = 0xC600_7444;
+/// As [`HVC_FUNCTION`], for guests that have 32-bit calls only.
+pub const HVC_FUNCTION_32: u32 = 0x8600_7444;
 /// Arguments and results in a request block.
 pub const WORDS: usize = 8;
 /// Most frames in an [`ExceptionReport`]'s backtrace.
@@ -312,10 +314,13 @@ pub const PROGRESS_COMPLETED: u64 = 8;
 pub const PROGRESS_STOP: u64 = 16;
 
 /// An unexpected exception as the guest reports it: little-endian, no padding, 576 bytes.
+///
+/// An ARMv7 guest has DFSR in the low half of `esr` and IFSR in the high one, DFAR and IFAR likewise in `far`, the address
+/// of the instruction at fault in `elr`, r0 to r14 of the interrupted mode and that address in `x[0..16]`, and zeroes above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct ExceptionReport {
-    /// Vector offset (0x000 to 0x780) that was taken.
+    /// Vector offset that was taken: 0x000 to 0x780, on ARMv7 0x00 to 0x1c.
     pub vector: U64,
     /// ESR_EL1.
     pub esr: U64,

@@ -1,6 +1,7 @@
 //! The contract between the firmware and hostvmm. Pure data: no I/O, no `unsafe`, no allocation.
 //!
 //! - [`addr`]: address and page-size newtypes that everything else speaks in;
+//! - [`tables`]: the guest's architecture and the format of its translation tables;
 //! - [`map`]: where RAM, the region and the devices lie in the guest's physical space;
 //! - [`boot`]: the boot block, handed over in the devicetree;
 //! - [`hypercall`]: the doorbell, the request block, the commands a vCPU is given and the outcomes it returns.
@@ -9,9 +10,14 @@
 //! `hostvmm::device` the other. The prose version is docs/hypercall-abi.md; a change of bytes is a new version there.
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
 pub mod addr;
 pub mod boot;
 pub mod hypercall;
 pub mod map;
+pub mod tables;
 
 pub use addr::{Gpa, Granule, GuestRange, VaBits};
+pub use tables::{Arch, ShortPages, Tables};

@@ -61,7 +61,7 @@ fn primary(dtb: usize) -> ! {
     let transport = if boot.flags & FLAG_HVC != 0 { Transport::Hvc } else { devices.transport() };
     hypercall::set_transport(transport);
     let features = Features::detect();
-    if !features.has_granule(boot.va.granule()) {
+    if !features.has_granule(boot.tables.granule()) {
         // The boot table is all the translation there will be, and all that is needed to say so.
         command::refuse(0, devices.psci, Outcome::Unsupported { feature: FEATURE_GRANULE });
     }
@@ -77,8 +77,8 @@ fn primary(dtb: usize) -> ! {
     console::say(format_args!(
         "tidemark firmware: {} vCPU(s), {} granule with {}-bit VA, region {}, free RAM {} KiB\n",
         boot.vcpus,
-        boot.va.granule(),
-        boot.va.bits(),
+        boot.tables.granule(),
+        boot.tables.va_bits(),
         boot.region,
         free.len_bytes() / 1024
     ));
@@ -102,6 +102,6 @@ fn start(machine: &'static Machine, vcpu: usize) -> ! {
 fn plan(boot: &BootInfo) -> Plan {
     let workload =
         Workload::decode(boot.pattern, boot.params).expect("the boot block names a workload that this firmware knows");
-    let geometry = Geometry { region: boot.region, granule: boot.va.granule(), vcpus: boot.vcpus };
+    let geometry = Geometry { region: boot.region, tables: boot.tables, vcpus: boot.vcpus };
     Plan::new(&workload, boot.seed, geometry).expect("the workload fits the region")
 }

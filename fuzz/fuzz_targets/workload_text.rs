@@ -1,7 +1,7 @@
 //! The workload's text and wire forms: what parses survives the wire, and a plan of it writes only inside its region.
 #![no_main]
 
-use abi::{Granule, GuestRange, map};
+use abi::{GuestRange, Tables, VaBits, map};
 use libfuzzer_sys::fuzz_target;
 use workload::{Geometry, Plan, Workload};
 
@@ -15,8 +15,8 @@ fuzz_target!(|text: &str| {
     assert_eq!(Workload::decode(pattern, params).as_ref(), Ok(&workload));
 
     let region = GuestRange::new(map::REGION_BASE, REGION_BYTES).expect("the region does not wrap");
-    for granule in Granule::ALL {
-        let Ok(plan) = Plan::new(&workload, 7, Geometry { region, granule, vcpus: 2 }) else { continue };
+    for tables in VaBits::ALL.map(Tables::V8).into_iter().chain(Tables::ARMV7) {
+        let Ok(plan) = Plan::new(&workload, 7, Geometry { region, tables, vcpus: 2 }) else { continue };
         for step in 0..3 {
             let mut left = WRITES;
             plan.for_each_write(1, step, |write| {

@@ -5,7 +5,7 @@
 
 mod tablewalk;
 
-use abi::{Gpa, Granule};
+use abi::{Arch, Gpa, Granule, Tables};
 
 use crate::pattern::{Pattern, Role};
 use crate::random::{SplitMix64, coprime_stride, key};
@@ -25,7 +25,7 @@ const STAMP: u64 = u64::from_le_bytes(*b"tidestmp");
 pub(crate) struct Place {
     pub(crate) seed: u64,
     pub(crate) region_start: Gpa,
-    pub(crate) granule: Granule,
+    pub(crate) tables: Tables,
     pub(crate) vcpus: u64,
 }
 
@@ -76,12 +76,12 @@ impl Part {
         let pattern = workload.pattern();
         let vcpus = u64::from(geometry.vcpus);
         let too_small = |needed_bytes| PlanError::TooSmall { pattern, needed_bytes, available_bytes: len_bytes };
-        let least_bytes = Self::needed_bytes(pattern, geometry.granule, geometry.vcpus);
+        let least_bytes = Self::needed_bytes(pattern, geometry.tables.granule(), geometry.vcpus);
         if len_bytes < least_bytes {
             return Err(too_small(least_bytes));
         }
         if pattern == Pattern::Tablewalk {
-            let granule = geometry.granule.bytes();
+            let granule = geometry.tables.granule().bytes();
             let per_vcpu = len_bytes / granule / vcpus;
             let slots = match workload.value_of(Role::Slots) {
                 Some((key, value)) if value > granule / 8 => {
@@ -152,7 +152,7 @@ impl Part {
 
     /// The live table of `vcpu`; for tablewalk.
     pub(crate) fn table_layout(&self, place: &Place, vcpu: u32) -> TableLayout {
-        let granule = place.granule.bytes();
+        let granule = place.tables.granule().bytes();
         let at = |granules: u64| {
             let gpa = place.region_start.checked_add(self.offset + granules * granule);
             gpa.expect("the window lies in the region, which does not wrap")
@@ -386,16 +386,13 @@ impl<'a, F: FnMut(Write)> Run<'a, F> {
         (self.first + random.below(self.pages), random.below(2) * HALF_BYTES)
     }
 
-    /// The encodings are DDI 0487 C6.2: MOVZ, MOVK (64-bit; hw at bit 21, imm16 at bit 5), RET x30.
     fn code(&mut self) {
         for i in 0..self.work {
             let mut random = self.own(i);
             let page = self.first + random.below(self.pages);
             let at = random.below(PAGE_BYTES / 16) * 16;
             let returns = random.next_u64() >> 16;
-            let imm16 = |shift: u32| ((returns >> shift) as u32 & 0xffff) << 5;
-            let instructions =
-                [0xd280_0000 | imm16(0), 0xf2a0_0000 | imm16(16), 0xf2c0_0000 | imm16(32), 0xd65f_03c0_u32];
+            let instructions = function(self.place.tables.arch(), returns);
             let function = instructions.iter().rev().fold(0_u128, |word, &next| (word << 32) | u128::from(next));
             self.emit(page, at, 16, bytes(function), How::Code { returns });
         }
@@ -412,6 +409,29 @@ impl<'a, F: FnMut(Write)> Run<'a, F> {
             self.emit(page, line * LINE_BYTES, LINE_BYTES, Data::Random(random.next_u64()), How::Store);
         }
     }
+}
+
+/// A function that returns `returns`, of 48 bits, as the architecture's calling convention has it.
+const fn function(arch: Arch, returns: u64) -> [u32; 4] {
+    let halves = [returns as u32 & 0xffff, (returns >> 16) as u32 & 0xffff, (returns >> 32) as u32 & 0xffff];
+    match arch {
+        // DDI 0487 C6.2: MOVZ, MOVK (64-bit; hw at bit 21, imm16 at bit 5) of x0, RET x30.
+        Arch::Aarch64 => {
+            [0xd280_0000 | halves[0] << 5, 0xf2a0_0000 | halves[1] << 5, 0xf2c0_0000 | halves[2] << 5, 0xd65f_03c0]
+        }
+        // DDI 0406 A8.8: MOVW, MOVT of r0, MOVW of r1 (imm4 at bit 16, imm12), BX lr.
+        Arch::Armv7 => [
+            0xe300_0000 | split(halves[0]),
+            0xe340_0000 | split(halves[1]),
+            0xe300_1000 | split(halves[2]),
+            0xe12f_ff1e,
+        ],
+    }
+}
+
+/// An immediate of 16 bits as A32's moves have it.
+const fn split(imm16: u32) -> u32 {
+    (imm16 & 0xf000) << 4 | imm16 & 0xfff
 }
 
 /// A rank below `len` with a probability that falls as 1 / (rank + 1): Zipf's law with exponent 1, in integers alone.
@@ -451,9 +471,17 @@ mod tests {
     }
 
     #[test]
+    fn functions_are_what_an_assembler_makes() {
+        // movz x0, #0x1234; movk x0, #0x5678, lsl #16; movk x0, #0x9abc, lsl #32; ret
+        assert_eq!(function(Arch::Aarch64, 0x9abc_5678_1234), [0xd282_4680, 0xf2aa_cf00, 0xf2d3_5780, 0xd65f_03c0]);
+        // movw r0, #0x1234; movt r0, #0x5678; movw r1, #0x9abc; bx lr
+        assert_eq!(function(Arch::Armv7, 0x9abc_5678_1234), [0xe301_0234, 0xe345_0678, 0xe309_1abc, 0xe12f_ff1e]);
+    }
+
+    #[test]
     fn shares_cover_everything_and_keep_order() {
         for vcpus in 1..=8_u32 {
-            let place = Place { seed: 0, region_start: Gpa::new(0), granule: Granule::K4, vcpus: u64::from(vcpus) };
+            let place = Place { seed: 0, region_start: Gpa::new(0), tables: Tables::Lpae, vcpus: u64::from(vcpus) };
             for total in 0..40 {
                 let mut next = 0;
                 for vcpu in 0..vcpus {

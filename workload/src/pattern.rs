@@ -1,4 +1,6 @@
-//! The write patterns and the keys that each takes.
+//! The write patterns, the keys that each takes, and which architecture has which.
+
+use abi::Arch;
 
 /// A write pattern. The discriminant is its number in the boot block.
 ///
@@ -25,12 +27,12 @@ pub enum Pattern {
     Pair = 7,
     /// Exclusive load/store loops: each vCPU adds `writes` times to words that all share, and to words of its own.
     Exclusive = 8,
-    /// LSE atomics: as `exclusive`, and swaps and compare-and-swaps on words of its own.
+    /// AArch64's LSE atomics: as `exclusive`, and swaps and compare-and-swaps on words of its own.
     Lse = 9,
-    /// Fills `writes` half pages, and zeroes by DC ZVA those filled a step earlier.
+    /// Fills `writes` half pages, and zeroes by AArch64's DC ZVA those filled a step earlier.
     Dczva = 10,
     /// Accesses `writes` of `slots` pages through a live translation table in the region, whose access flags and dirty
-    /// states the hardware updates. Each vCPU has a table of its own.
+    /// states the hardware updates. Each vCPU has a table of its own. AArch64 alone: ARMv7 has no dirty state.
     Tablewalk = 11,
     /// Writes `writes` functions and runs them.
     Code = 12,
@@ -38,7 +40,7 @@ pub enum Pattern {
     Shared = 13,
     /// `reads` loads; after step 0 nothing may be dirty.
     Readonly = 14,
-    /// All others, each in a window of its own; two steps each time the seed chooses `runs` of them.
+    /// All others that the architecture has, each in a window of its own; two steps each time the seed chooses `runs` of them.
     Mixed = 15,
 }
 
@@ -114,8 +116,21 @@ impl Pattern {
         Self::Mixed,
     ];
 
-    /// Windows of [`Pattern::Mixed`]: one for every other pattern.
+    /// Most windows of [`Pattern::Mixed`]: one for every other pattern.
     pub(crate) const WINDOWS: usize = Self::ALL.len() - 1;
+
+    /// Whether `arch` has what the pattern is about.
+    pub const fn exists_on(self, arch: Arch) -> bool {
+        match arch {
+            Arch::Aarch64 => true,
+            Arch::Armv7 => !matches!(self, Self::Lse | Self::Dczva | Self::Tablewalk),
+        }
+    }
+
+    /// The patterns that `arch` has, in the order of their numbers.
+    pub fn of(arch: Arch) -> impl Iterator<Item = Self> + Clone {
+        Self::ALL.into_iter().filter(move |pattern| pattern.exists_on(arch))
+    }
 
     /// The pattern's number in the boot block.
     pub const fn number(self) -> u32 {

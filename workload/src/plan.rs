@@ -5,20 +5,21 @@
 
 use core::fmt;
 
-use abi::{Gpa, Granule, GuestRange, map};
+use abi::{Arch, Gpa, Granule, GuestRange, Tables, map};
 
 use crate::part::{Part, Place};
 use crate::pattern::{Pattern, Role};
 use crate::random::{coprime_stride, key};
-use crate::{PAGE_BYTES, Workload, Write};
+use crate::{PAGE_BYTES, Workload, Write, text};
 
 /// Where a plan plays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// The region; its start and length are multiples of the granule.
     pub region: GuestRange,
-    /// The guest's granule (the `tablewalk` pattern's tables have its format).
-    pub granule: Granule,
+    /// The guest's tables: the granule, in which `tablewalk` counts, and the architecture, which decides what patterns there
+    /// are and which instructions `code` writes.
+    pub tables: Tables,
     /// Number of vCPUs that execute the plan.
     pub vcpus: u32,
 }
@@ -34,6 +35,13 @@ pub enum PlanError {
         region: GuestRange,
         /// The granule.
         granule: Granule,
+    },
+    /// The architecture lacks the instructions or the hardware that the pattern is about.
+    Architecture {
+        /// The pattern.
+        pattern: Pattern,
+        /// The guest's architecture.
+        arch: Arch,
     },
     /// The workload does not fit in its region (or, for `mixed`, in the window that it has there).
     TooSmall {
@@ -65,6 +73,10 @@ impl fmt::Display for PlanError {
             Self::Vcpus(vcpus) => write!(f, "{vcpus} vCPUs; a plan takes 1 to {}", map::MAX_VCPUS),
             Self::Region { region, granule } => {
                 write!(f, "region {region} is not aligned to the {granule} granule or reaches beyond 2^48")
+            }
+            Self::Architecture { pattern, arch } => {
+                write!(f, "{arch} has nothing for the workload {pattern}; use one of")?;
+                text::list(f, Pattern::of(arch).map(Pattern::name))
             }
             Self::TooSmall { pattern, needed_bytes, available_bytes } => write!(
                 f,
@@ -105,7 +117,7 @@ pub struct Plan {
     seed: u64,
     geometry: Geometry,
     sleep_ms: u64,
-    /// One for a plain pattern; for `mixed` all, in the order of the patterns' numbers.
+    /// One for a plain pattern; for `mixed` all that the architecture has, in the order of the patterns' numbers.
     parts: [Part; Pattern::WINDOWS],
     parts_len: usize,
     /// Parts that are active in a step after step 0.
@@ -118,7 +130,8 @@ impl Plan {
     /// # Errors
     /// [`PlanError`]: a geometry that is none, a workload larger than its region, a parameter that contradicts another.
     pub fn new(workload: &Workload, seed: u64, geometry: Geometry) -> Result<Self, PlanError> {
-        let Geometry { region, granule, vcpus } = geometry;
+        let Geometry { region, tables, vcpus } = geometry;
+        let granule = tables.granule();
         if vcpus == 0 || vcpus as usize > map::MAX_VCPUS {
             return Err(PlanError::Vcpus(vcpus));
         }
@@ -127,11 +140,14 @@ impl Plan {
             return Err(PlanError::Region { region, granule });
         }
         let pattern = workload.pattern();
+        if !pattern.exists_on(tables.arch()) {
+            return Err(PlanError::Architecture { pattern, arch: tables.arch() });
+        }
         let default_sleep_ms = if pattern == Pattern::Dirtyram { 10 } else { 0 };
         let sleep_ms = workload.value_of(Role::SleepMs).map_or(default_sleep_ms, |(_, value)| value);
         let mut plan = Self { seed, geometry, sleep_ms, parts: [Part::EMPTY; Pattern::WINDOWS], parts_len: 1, runs: 1 };
         if pattern == Pattern::Mixed {
-            plan.runs = workload.value_of(Role::Runs).map_or(3, |(_, value)| value);
+            plan.runs = plan.mixed_runs(workload)?;
             plan.cut_windows()?;
         } else {
             plan.parts[0] = Part::resolve(workload, geometry, 0, region.len_bytes())?;
@@ -139,26 +155,49 @@ impl Plan {
         Ok(plan)
     }
 
+    /// The patterns of `mixed`: all others that the architecture has.
+    fn mixed_patterns(&self) -> impl Iterator<Item = Pattern> + Clone + use<> {
+        Pattern::of(self.geometry.tables.arch()).filter(|pattern| *pattern != Pattern::Mixed)
+    }
+
+    fn mixed_runs(&self, workload: &Workload) -> Result<u64, PlanError> {
+        let max = self.mixed_patterns().count() as u64;
+        match workload.value_of(Role::Runs) {
+            Some((key, value)) if value > max => {
+                Err(PlanError::Parameter { pattern: Pattern::Mixed, key: key.name, value, min: 1, max })
+            }
+            Some((_, value)) => Ok(value),
+            None => Ok(3),
+        }
+    }
+
     /// Gives every pattern its window of the region: tablewalk the first quarter, since it counts in granules, the
-    /// others equal shares of the rest.
+    /// others equal shares of the rest. Where there is no tablewalk, the others share the whole.
     fn cut_windows(&mut self) -> Result<(), PlanError> {
-        let Geometry { region, granule, vcpus } = self.geometry;
+        let Geometry { region, tables, vcpus } = self.geometry;
+        let granule = tables.granule();
         let available_bytes = region.len_bytes();
-        let tables_len = available_bytes / 4 / granule.bytes() * granule.bytes();
-        let others = Pattern::WINDOWS as u64 - 1;
+        let patterns = self.mixed_patterns();
+        let walks = Pattern::Tablewalk.exists_on(tables.arch());
+        let tables_len = if walks { available_bytes / 4 / granule.bytes() * granule.bytes() } else { 0 };
+        let others = patterns.clone().filter(|pattern| *pattern != Pattern::Tablewalk).count() as u64;
         let window_len = (available_bytes - tables_len) / others / PAGE_BYTES * PAGE_BYTES;
-        let patterns = Pattern::ALL.into_iter().filter(|pattern| *pattern != Pattern::Mixed);
         let too_small = |error| match error {
             PlanError::TooSmall { .. } => {
-                // What makes both the quarter and the shares of the remainder large enough.
-                let tables = 4 * Part::needed_bytes(Pattern::Tablewalk, granule, vcpus);
-                let pages = Part::needed_bytes(Pattern::Unaligned, granule, vcpus);
-                let rest = (pages * others * 4).div_ceil(3).next_multiple_of(4 * granule.bytes());
-                PlanError::TooSmall { pattern: Pattern::Mixed, needed_bytes: tables.max(rest), available_bytes }
+                let pages = others * Part::needed_bytes(Pattern::Unaligned, granule, vcpus);
+                let needed_bytes = if walks {
+                    // What makes both the quarter and the shares of the remainder large enough.
+                    let tables = 4 * Part::needed_bytes(Pattern::Tablewalk, granule, vcpus);
+                    tables.max((pages * 4).div_ceil(3).next_multiple_of(4 * granule.bytes()))
+                } else {
+                    pages.next_multiple_of(granule.bytes())
+                };
+                PlanError::TooSmall { pattern: Pattern::Mixed, needed_bytes, available_bytes }
             }
             other => other,
         };
         let mut next = tables_len;
+        let mut parts_len = 0;
         for (part, pattern) in self.parts.iter_mut().zip(patterns) {
             let (offset, len) = match pattern {
                 Pattern::Tablewalk => (0, tables_len),
@@ -168,8 +207,9 @@ impl Plan {
             if pattern != Pattern::Tablewalk {
                 next += window_len;
             }
+            parts_len += 1;
         }
-        self.parts_len = Pattern::WINDOWS;
+        self.parts_len = parts_len;
         Ok(())
     }
 
@@ -228,7 +268,7 @@ impl Plan {
         Place {
             seed: self.seed,
             region_start: self.geometry.region.start(),
-            granule: self.geometry.granule,
+            tables: self.geometry.tables,
             vcpus: u64::from(self.geometry.vcpus),
         }
     }

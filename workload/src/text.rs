@@ -193,7 +193,8 @@ impl fmt::Display for DecodeError {
 
 impl core::error::Error for DecodeError {}
 
-fn list(f: &mut fmt::Formatter<'_>, words: impl Iterator<Item = &'static str>) -> fmt::Result {
+/// Writes words after a space, with commas between them.
+pub(crate) fn list(f: &mut fmt::Formatter<'_>, words: impl Iterator<Item = &'static str>) -> fmt::Result {
     for (i, word) in words.enumerate() {
         write!(f, "{}{word}", if i == 0 { " " } else { ", " })?;
     }

@@ -26,15 +26,15 @@ pub enum How {
     Store,
     /// One store instruction of `len` (2, 4 or 8) bytes at an address that is no multiple of `len`.
     Unaligned,
-    /// STP of two X registers (`len` 16).
+    /// STP of two X registers (`len` 16); on ARMv7 STRD or STM.
     Pair,
-    /// STR of a Q register (`len` 16).
+    /// STR of a Q register (`len` 16); on ARMv7 VST1.
     Vector,
-    /// STP of two Q registers (`len` 32, [`Data::Random`]).
+    /// STP of two Q registers (`len` 32, [`Data::Random`]); on ARMv7 VST1 of four D registers.
     VectorPair,
     /// A load, add and store; [`Data::Add`].
     Increment,
-    /// LDXR/STXR loop; [`Data::Add`].
+    /// LDXR/STXR loop, on ARMv7 LDREXD/STREXD; [`Data::Add`].
     Exclusive,
     /// LDADD; [`Data::Add`].
     AtomicAdd,
@@ -44,8 +44,8 @@ pub enum How {
     AtomicCas,
     /// DC ZVA over the whole range; [`Data::Zero`], offset and `len` multiples of 2048, the architecture's largest block.
     ZeroBlock,
-    /// A function of four instructions (MOVZ, MOVK, MOVK of x0 and RET; [`Data::Bytes`], `len` 16, offset a multiple
-    /// of 16), written through the data mapping, cleaned and invalidated to the point of unification, then called
+    /// A function of four instructions (MOVZ, MOVK, MOVK of x0 and RET, on ARMv7 MOVW, MOVT of r0, MOVW of r1 and BX;
+    /// [`Data::Bytes`], `len` 16, offset a multiple of 16), written through the data mapping, cleaned and invalidated to the point of unification, then called
     /// through the executable mapping; must return this.
     Code {
         /// Return value.

@@ -2,12 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use abi::{Gpa, Granule, GuestRange, map};
+use abi::{Arch, Gpa, Granule, GuestRange, Tables, VaBits, map};
 use proptest::prelude::*;
 use workload::{Data, Geometry, How, PAGE_BYTES, Pattern, Plan, PlanError, Workload, Write, descriptor, digest};
 
+fn v8(granule: Granule) -> Tables {
+    Tables::V8(VaBits::new(granule, 48).unwrap())
+}
+
 fn geometry(region_len: u64, granule: Granule, vcpus: u32) -> Geometry {
-    Geometry { region: GuestRange::new(map::REGION_BASE, region_len).unwrap(), granule, vcpus }
+    geometry_on(v8(granule), region_len, vcpus)
+}
+
+fn geometry_on(tables: Tables, region_len: u64, vcpus: u32) -> Geometry {
+    Geometry { region: GuestRange::new(map::REGION_BASE, region_len).unwrap(), tables, vcpus }
 }
 
 fn plan(text: &str, seed: u64, region_len: u64, vcpus: u32) -> Plan {
@@ -51,10 +59,11 @@ fn is_well_formed(write: &Write) -> bool {
 
 fn any_case() -> impl Strategy<Value = (Plan, u64)> {
     let region_len = prop_oneof![Just(8 << 20), (4..128_u64).prop_map(|units| units << 16)];
-    let granule = proptest::sample::select(Granule::ALL.to_vec());
-    (proptest::sample::select(Pattern::ALL.to_vec()), any::<u64>(), region_len, granule, 1..=8_u32, 0..9_u64)
-        .prop_filter_map("fits its region", |(pattern, seed, region_len, granule, vcpus, step)| {
-            let plan = Plan::new(&Workload::new(pattern), seed, geometry(region_len, granule, vcpus)).ok()?;
+    let tables: Vec<Tables> = Granule::ALL.map(v8).into_iter().chain(Tables::ARMV7).collect();
+    let tables = proptest::sample::select(tables);
+    (proptest::sample::select(Pattern::ALL.to_vec()), any::<u64>(), region_len, tables, 1..=8_u32, 0..9_u64)
+        .prop_filter_map("fits its region", |(pattern, seed, region_len, tables, vcpus, step)| {
+            let plan = Plan::new(&Workload::new(pattern), seed, geometry_on(tables, region_len, vcpus)).ok()?;
             Some((plan, step))
         })
 }
@@ -179,20 +188,16 @@ proptest! {
 
 #[test]
 fn every_pattern_says_what_it_needs_and_that_is_enough() {
-    for pattern in Pattern::ALL {
-        for granule in Granule::ALL {
+    for tables in Granule::ALL.map(v8).into_iter().chain(Tables::ARMV7) {
+        for pattern in Pattern::of(tables.arch()) {
             for vcpus in 1..=8 {
-                let make = |len| Plan::new(&Workload::new(pattern), 1, geometry(len, granule, vcpus));
+                let make = |len| Plan::new(&Workload::new(pattern), 1, geometry_on(tables, len, vcpus));
                 let Err(PlanError::TooSmall { needed_bytes, available_bytes: 0, .. }) = make(0) else {
                     panic!("{pattern} fits in nothing");
                 };
-                let enough = needed_bytes.next_multiple_of(granule.bytes());
-                assert!(make(enough).is_ok(), "{pattern} {granule} {vcpus}: {:?}", make(enough));
-                assert!(
-                    make(8 << 20).is_ok(),
-                    "{pattern} {granule} {vcpus} in the default region: {:?}",
-                    make(8 << 20)
-                );
+                let enough = needed_bytes.next_multiple_of(tables.granule().bytes());
+                assert!(make(enough).is_ok(), "{pattern} {tables} {vcpus}: {:?}", make(enough));
+                assert!(make(8 << 20).is_ok(), "{pattern} {tables} {vcpus} in the default region: {:?}", make(8 << 20));
             }
         }
     }
@@ -247,6 +252,32 @@ fn shared_vcpus_write_the_same_pages() {
     let plan = plan("shared", 5, 1 << 20, 4);
     let first = pages(&writes(&plan, 0, 2));
     assert!((1..4).all(|vcpu| pages(&writes(&plan, vcpu, 2)) == first));
+}
+
+#[test]
+fn armv7_has_no_lse_no_dczva_and_no_tablewalk() {
+    let make = |text| Plan::new(&Workload::parse(text).unwrap(), 1, geometry_on(Tables::Lpae, 8 << 20, 2));
+    for pattern in Pattern::ALL {
+        let lacks = matches!(pattern, Pattern::Lse | Pattern::Dczva | Pattern::Tablewalk);
+        assert_eq!(make(pattern.name()).is_err(), lacks, "{pattern}");
+    }
+    let error = make("lse").unwrap_err();
+    assert_eq!(error, PlanError::Architecture { pattern: Pattern::Lse, arch: Arch::Armv7 });
+    let names = "dirtyram, tstaeshm, stream, hotcold, full, unaligned, pair, exclusive, code, shared, readonly, mixed";
+    assert_eq!(error.to_string(), format!("armv7 has nothing for the workload lse; use one of {names}"));
+}
+
+#[test]
+fn mixed_on_armv7_gives_its_patterns_the_whole_region() {
+    let make = |text| Plan::new(&Workload::parse(text).unwrap(), 5, geometry_on(Tables::Lpae, 8 << 20, 2));
+    let plan = make("mixed:runs=11").unwrap();
+    assert_eq!(plan.patterns().count(), 11);
+    assert!((0..2).all(|vcpu| plan.tablewalk_layout(vcpu).is_none()));
+    let touched: BTreeSet<u64> = (0..2).flat_map(|vcpu| pages(&writes(&plan, vcpu, 0))).collect();
+    // Eleven equal shares: at most ten pages are left over.
+    assert!(touched.len() >= 2048 - 10, "{}", touched.len());
+    let runs = PlanError::Parameter { pattern: Pattern::Mixed, key: "runs", value: 12, min: 1, max: 11 };
+    assert_eq!(make("mixed:runs=12"), Err(runs));
 }
 
 #[test]
@@ -330,17 +361,36 @@ fn plans_are_golden() {
             write.fill(0, &mut bytes);
             format!("{:#x}+{} {bytes:02x?}", write.offset, write.len)
         });
-        let mut stream = Vec::new();
-        for (step, vcpu) in (0..5).flat_map(|step| [(step, 0), (step, 1)]) {
-            plan.for_each_write(vcpu, step, |write| {
-                stream.extend(write.offset.to_le_bytes());
-                let at = stream.len();
-                stream.resize(at + write.len as usize, 0);
-                write.fill(0, &mut stream[at..]);
-            });
-            plan.reads(vcpu, step, |offset| stream.extend(offset.to_le_bytes()));
-        }
-        let found = (pattern.name(), first.as_str(), digest::leaf(&stream));
+        let found = (pattern.name(), first.as_str(), digest_of(&plan));
         assert_eq!(found, golden, "\n({:?}, {:?}, {:#018x}),", found.0, found.1, found.2);
     }
+}
+
+/// ARMv7's plans are AArch64's but for these two.
+#[test]
+fn plans_of_armv7_are_golden() {
+    for (name, golden) in [("code", 0xa75e_471d_4812_cf45), ("mixed", 0x1822_1652_1f10_b342)] {
+        let workload = Workload::parse(name).unwrap();
+        let plan = Plan::new(&workload, 7, geometry_on(Tables::Lpae, 8 << 20, 2)).unwrap();
+        assert_eq!(digest_of(&plan), golden, "{name}: {:#018x}", digest_of(&plan));
+    }
+    for pattern in Pattern::of(Arch::Armv7).filter(|pattern| !matches!(pattern, Pattern::Code | Pattern::Mixed)) {
+        let armv7 = Plan::new(&Workload::new(pattern), 7, geometry_on(Tables::ARMV7[0], 8 << 20, 2)).unwrap();
+        assert_eq!(digest_of(&armv7), digest_of(&plan(pattern.name(), 7, 8 << 20, 2)), "{pattern}");
+    }
+}
+
+/// A digest of everything that both vCPUs do in the first steps.
+fn digest_of(plan: &Plan) -> u64 {
+    let mut stream = Vec::new();
+    for (step, vcpu) in (0..5).flat_map(|step| [(step, 0), (step, 1)]) {
+        plan.for_each_write(vcpu, step, |write| {
+            stream.extend(write.offset.to_le_bytes());
+            let at = stream.len();
+            stream.resize(at + write.len as usize, 0);
+            write.fill(0, &mut stream[at..]);
+        });
+        plan.reads(vcpu, step, |offset| stream.extend(offset.to_le_bytes()));
+    }
+    digest::leaf(&stream)
 }

@@ -22,7 +22,7 @@ use core::arch::asm;
 
 use abi::boot::{BootInfo, FLAG_REGION_BLOCKS};
 use abi::map::{DEVICE_ALIGN, MAX_VCPUS};
-use abi::{Gpa, GuestRange, VaBits};
+use abi::{Gpa, GuestRange, Tables, VaBits};
 use pagetable::{Attributes, Mapper, Sizes, TableMemory, Va, tcr_el1};
 use workload::Plan;
 
@@ -161,7 +161,7 @@ pub(crate) fn build(
     features: &Features,
     plan: &Plan,
 ) -> (AddressSpace, GuestRange) {
-    let va = boot.va;
+    let Tables::V8(va) = boot.tables else { panic!("{} tables are not AArch64's", boot.tables) };
     // The last few KiB of an odd-sized RAM are not used: no page of the largest granule fits there.
     let ram = GuestRange::new(boot.ram.start(), boot.ram.len_bytes() & !(DEVICE_ALIGN - 1))
         .expect("a shorter range does not wrap");

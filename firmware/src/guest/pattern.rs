@@ -139,7 +139,7 @@ impl Aliases {
             // The write through the table that follows has the walker do it.
             (How::WalkedByWrite { .. }, _) => {}
             (How::ThroughTable { slot }, Data::Bytes(bytes)) => {
-                let within = write.offset % self.machine.boot.va.granule().bytes();
+                let within = write.offset % self.machine.boot.tables.granule().bytes();
                 tablewalk::write(self.slot(slot), within, word(bytes));
             }
             (how, data) => panic!("the plan combines {how:?} with {data:?}, which is no instruction"),
@@ -149,7 +149,7 @@ impl Aliases {
 
     /// The page that `slot` of this vCPU's live table maps.
     fn slot(&self, slot: u32) -> tablewalk::Slot {
-        tablewalk::Slot::new(self.table_window, slot, self.machine.boot.va.granule())
+        tablewalk::Slot::new(self.table_window, slot, self.machine.boot.tables.granule())
     }
 }
 

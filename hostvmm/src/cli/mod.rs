@@ -14,7 +14,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use abi::{Granule, VaBits};
+use abi::{Granule, Tables, VaBits};
 use clap::{CommandFactory, Parser};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -109,7 +109,7 @@ fn verify(args: &VerifyArgs) -> Result<Verdict, Ending> {
         Scenario::Matrix => {
             let outcome = translations(common).and_then(|translations| {
                 // The options' own regime may be none where only one of the two is named: any that fits will do here.
-                let (granule, bits) = (translations[0].granule(), translations[0].bits());
+                let (granule, bits) = (translations[0].granule(), translations[0].va_bits());
                 let mut any = common.clone();
                 (any.granule, any.va_bits) = (Some(args::GranuleArg::from(granule)), Some(bits));
                 let spec = any.spec("matrix")?;
@@ -130,22 +130,25 @@ fn verify(args: &VerifyArgs) -> Result<Verdict, Ending> {
 }
 
 /// The translation regimes that the options leave open: at least one.
-fn translations(common: &CommonArgs) -> Result<Vec<VaBits>, Ending> {
+fn translations(common: &CommonArgs) -> Result<Vec<Tables>, Ending> {
     let granule = common.granule.map(Granule::from);
-    let translations: Vec<VaBits> = VaBits::ALL
+    let translations: Vec<Tables> = VaBits::ALL
         .into_iter()
         .filter(|va| granule.is_none_or(|granule| va.granule() == granule))
         .filter(|va| common.va_bits.is_none_or(|bits| va.bits() == bits))
+        .map(Tables::V8)
         .collect();
     if translations.is_empty() {
         let bits = common.va_bits.unwrap_or_default();
-        return machine::va_bits(granule.unwrap_or(Granule::K4), bits).map(|va| vec![va]).map_err(Ending::input);
+        return machine::va_bits(granule.unwrap_or(Granule::K4), bits)
+            .map(|va| vec![Tables::V8(va)])
+            .map_err(Ending::input);
     }
     Ok(translations)
 }
 
 /// What the matrix ranges over: everything that the options leave open.
-fn axes(common: &CommonArgs, spec: &Spec, translations: Vec<VaBits>) -> Result<Axes, Ending> {
+fn axes(common: &CommonArgs, spec: &Spec, translations: Vec<Tables>) -> Result<Axes, Ending> {
     let workloads: Vec<Workload> = match &common.workload {
         Some(text) => vec![spec::parse_workload(text)?],
         // dirtyram's default sleep is the original's; a matrix has no time for it.
@@ -169,7 +172,7 @@ fn axes(common: &CommonArgs, spec: &Spec, translations: Vec<VaBits>) -> Result<A
     for cell in axes.cells(spec) {
         let layout = cell.machine.layout().map_err(Ending::input)?;
         let geometry =
-            Geometry { region: layout.region(), granule: cell.machine.va.granule(), vcpus: cell.machine.vcpus as u32 };
+            Geometry { region: layout.region(), tables: cell.machine.tables, vcpus: cell.machine.vcpus as u32 };
         spec::check_plan(&cell.workload, cell.machine.seed, geometry)?;
     }
     Ok(axes)

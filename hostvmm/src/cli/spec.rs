@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use abi::{Gpa, Granule};
+use abi::{Gpa, Granule, Tables};
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use workload::{Geometry, Plan, Workload};
@@ -46,7 +46,9 @@ impl CommonArgs {
             ram_bytes: self.ram,
             region_base: self.region_base.map(Gpa::new),
             region_bytes: self.region_size,
-            va: machine::va_bits(granule, self.va_bits.unwrap_or(DEFAULT_VA_BITS)).map_err(Ending::input)?,
+            tables: machine::va_bits(granule, self.va_bits.unwrap_or(DEFAULT_VA_BITS))
+                .map(Tables::V8)
+                .map_err(Ending::input)?,
             clock: match self.clock {
                 Clock::Wall => machine::Clock::Wall,
                 Clock::Icount => machine::Clock::Icount,
@@ -65,7 +67,11 @@ impl CommonArgs {
             share: self.share.clone(),
         };
         let layout = machine.layout().map_err(Ending::input)?;
-        check_plan(&workload, self.seed, Geometry { region: layout.region(), granule, vcpus: machine.vcpus as u32 })?;
+        check_plan(
+            &workload,
+            self.seed,
+            Geometry { region: layout.region(), tables: machine.tables, vcpus: machine.vcpus as u32 },
+        )?;
         Ok(Spec {
             scenario,
             machine,
@@ -116,6 +122,7 @@ impl CommonArgs {
             arch: names(&mut std::iter::once(self.arch.to_possible_value())),
             granule: self.granule.map_or(Granule::K4, Granule::from).to_string(),
             va_bits: self.va_bits.unwrap_or(DEFAULT_VA_BITS),
+            tables: "v8".to_owned(),
             host_page: self.host_page.map_or_else(host_page_bytes, |page| Granule::from(page).bytes()),
             vcpus: self.vcpus.unwrap_or(1),
             dirty_log: names(&mut self.dirty_log.iter().map(ValueEnum::to_possible_value)),

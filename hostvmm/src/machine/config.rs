@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use abi::boot::{self, BootInfo, WORKLOAD_PARAMS};
-use abi::{Gpa, Granule, GuestRange, VaBits, map};
+use abi::{Arch, Gpa, Granule, GuestRange, ShortPages, Tables, VaBits, map};
 
 use crate::backend::{Accelerator, KvmLog};
 use crate::memory::host_page_bytes;
@@ -48,8 +48,8 @@ pub struct MachineConfig {
     pub region_base: Option<Gpa>,
     /// Bytes of the region.
     pub region_bytes: u64,
-    /// The guest's granule and virtual address size.
-    pub va: VaBits,
+    /// The guest's translation tables, and with them its architecture.
+    pub tables: Tables,
     /// Where virtual time comes from.
     pub clock: Clock,
     /// How hypercalls reach the host.
@@ -80,7 +80,7 @@ impl Default for MachineConfig {
             ram_bytes: 256 << 20,
             region_base: None,
             region_bytes: map::REGION_SIZE,
-            va: VaBits::ALL[1],
+            tables: Tables::V8(VaBits::ALL[1]),
             clock: Clock::Wall,
             transport: Transport::Mmio,
             pattern: 0,
@@ -104,6 +104,19 @@ pub enum ConfigError {
         pairs = VaBits::ALL.map(|pair| pair.to_string()).join(", ")
     )]
     Translation {
+        /// The granule asked for.
+        granule: Granule,
+        /// The VA bits asked for.
+        bits: u32,
+    },
+    /// Tables that ARMv7 does not have.
+    #[error(
+        "no such tables on ARMv7: {name} with granule {granule} and {bits} VA bits; it has short with 4k or 64k, and lpae with \
+         4k, each with 32 VA bits"
+    )]
+    Armv7Tables {
+        /// Which format was asked for.
+        name: &'static str,
         /// The granule asked for.
         granule: Granule,
         /// The VA bits asked for.
@@ -148,7 +161,11 @@ pub enum ConfigError {
     },
     /// RAM or region reaches past the physical addresses that there are.
     #[error(
-        "the {what} of {size_bytes} bytes at {base} reaches past {bits} bits of address: make it smaller, or choose more VA bits (the guest maps memory at its physical address; the machine has {PHYSICAL_ADDRESS_BITS} bits)"
+        "the {what} of {size_bytes} bytes at {base} reaches past {bits} bits of address: make it smaller, or {instead} (the guest maps memory at its physical address; the machine has {PHYSICAL_ADDRESS_BITS} bits)",
+        instead = match arch {
+            Arch::Aarch64 => "choose more VA bits",
+            Arch::Armv7 => "use --arch aarch64; everything of an ARMv7 guest lies below 4 GiB",
+        }
     )]
     AddressSpace {
         /// RAM or region.
@@ -159,6 +176,8 @@ pub enum ConfigError {
         size_bytes: u64,
         /// The bits there are.
         bits: u32,
+        /// The guest's architecture.
+        arch: Arch,
     },
     /// The region lies over RAM.
     #[error("the region {region} lies over RAM {ram}: choose another --region-base or none")]
@@ -208,6 +227,22 @@ pub fn va_bits(granule: Granule, bits: u32) -> Result<VaBits, ConfigError> {
     VaBits::new(granule, bits).ok_or(ConfigError::Translation { granule, bits })
 }
 
+/// ARMv7's tables of the format `lpae` or not, with `granule` and `bits`.
+///
+/// # Errors
+/// [`ConfigError::Armv7Tables`] with what there is.
+pub fn armv7_tables(lpae: bool, granule: Granule, bits: u32) -> Result<Tables, ConfigError> {
+    let tables = match (lpae, granule) {
+        (false, Granule::K64) => Tables::Short { pages: ShortPages::Large },
+        (false, _) => Tables::Short { pages: ShortPages::Small },
+        (true, _) => Tables::Lpae,
+    };
+    if tables.granule() == granule && tables.va_bits() == bits {
+        return Ok(tables);
+    }
+    Err(ConfigError::Armv7Tables { name: tables.name(), granule, bits })
+}
+
 /// Where RAM and the region lie, checked against everything else.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Layout {
@@ -244,7 +279,7 @@ impl MachineConfig {
         }
         let log_page_bytes = self.checked_log_page()?;
         // A page of the guest or of the log that is half in a slot could be neither mapped nor logged.
-        let unit_bytes = self.va.granule().bytes().max(log_page_bytes);
+        let unit_bytes = self.tables.granule().bytes().max(log_page_bytes);
         let ram = self.place_ram(unit_bytes)?;
         let region = self.place_region(ram, unit_bytes)?;
         Ok(Layout { ram, region, log_page_bytes })
@@ -254,7 +289,7 @@ impl MachineConfig {
     pub fn boot_info(&self, layout: &Layout) -> BootInfo {
         let flag = |on: bool, bit: u32| if on { bit } else { 0 };
         BootInfo {
-            va: self.va,
+            tables: self.tables,
             vcpus: self.vcpus as u32,
             flags: flag(self.transport == Transport::Hvc, boot::FLAG_HVC)
                 | flag(self.region_blocks, boot::FLAG_REGION_BLOCKS)
@@ -282,7 +317,7 @@ impl MachineConfig {
 
     /// Bits of address below which memory must lie: the guest maps it one to one.
     fn address_bits(&self) -> u32 {
-        self.va.bits().min(PHYSICAL_ADDRESS_BITS)
+        self.tables.va_bits().min(PHYSICAL_ADDRESS_BITS)
     }
 
     fn place_ram(&self, unit_bytes: u64) -> Result<GuestRange, ConfigError> {
@@ -322,7 +357,7 @@ impl MachineConfig {
         let bits = self.address_bits();
         match GuestRange::new(base, size_bytes) {
             Some(range) if range.end().raw() <= 1 << bits => Ok(range),
-            _ => Err(ConfigError::AddressSpace { what, base, size_bytes, bits }),
+            _ => Err(ConfigError::AddressSpace { what, base, size_bytes, bits, arch: self.tables.arch() }),
         }
     }
 }
@@ -352,7 +387,7 @@ mod tests {
         assert_eq!(layout.ram(), GuestRange::new(Gpa::new(0x4000_0000), 256 << 20).unwrap());
         let config = config();
         let info = config.boot_info(&layout);
-        assert_eq!(info.va.to_string(), "4k/48");
+        assert_eq!(info.tables.to_string(), "4k/48");
         assert_eq!(info.flags, 0);
     }
 
@@ -386,8 +421,8 @@ mod tests {
 
     #[test]
     fn memory_past_a_small_virtual_address_space_is_refused() {
-        let va = va_bits(Granule::K16, 36).unwrap();
-        let layout = MachineConfig { va, ram_bytes: 64 << 30, ..config() }.layout();
+        let tables = Tables::V8(va_bits(Granule::K16, 36).unwrap());
+        let layout = MachineConfig { tables, ram_bytes: 64 << 30, ..config() }.layout();
         assert!(matches!(layout, Err(ConfigError::AddressSpace { what: "RAM", bits: 36, .. })));
     }
 
@@ -416,11 +451,11 @@ mod tests {
 
     #[test]
     fn the_granule_decides_what_is_aligned() {
-        let va = va_bits(Granule::K64, 42).unwrap();
-        let layout = MachineConfig { va, region_bytes: 0x1_1000, ..config() }.layout();
+        let tables = Tables::V8(va_bits(Granule::K64, 42).unwrap());
+        let layout = MachineConfig { tables, region_bytes: 0x1_1000, ..config() }.layout();
         assert!(matches!(layout, Err(ConfigError::OddSize { unit_bytes: 0x1_0000, .. })));
         let region_base = Some(Gpa::new(0x2000_1000));
-        let layout = MachineConfig { va, region_base, ..config() }.layout();
+        let layout = MachineConfig { tables, region_base, ..config() }.layout();
         assert!(matches!(layout, Err(ConfigError::MisalignedRegion { unit_bytes: 0x1_0000, .. })));
     }
 
@@ -430,6 +465,28 @@ mod tests {
         let message = error.to_string();
         for pair in VaBits::ALL {
             assert!(message.contains(&pair.to_string()), "{message}");
+        }
+    }
+
+    #[test]
+    fn armv7_has_three_kinds_of_tables_and_four_gib() {
+        assert_eq!(armv7_tables(false, Granule::K64, 32).unwrap().to_string(), "short/64k");
+        assert_eq!(armv7_tables(true, Granule::K4, 32), Ok(Tables::Lpae));
+        for (lpae, granule, bits) in
+            [(true, Granule::K64, 32), (false, Granule::K16, 32), (false, Granule::K4, 48), (true, Granule::K4, 40)]
+        {
+            let error = armv7_tables(lpae, granule, bits).unwrap_err();
+            assert!(matches!(error, ConfigError::Armv7Tables { .. }), "{error}");
+        }
+        for tables in Tables::ARMV7 {
+            let with = |ram_bytes, base| {
+                MachineConfig { tables, ram_bytes, region_base: base, ..config() }.layout().map_err(|e| e.to_string())
+            };
+            assert!(with(1 << 30, None).is_ok());
+            let past = Some(Gpa::new(0xff90_0000));
+            for error in [with(4 << 30, None).unwrap_err(), with(1 << 30, past).unwrap_err()] {
+                assert!(error.contains("32 bits of address") && error.contains("below 4 GiB"), "{error}");
+            }
         }
     }
 

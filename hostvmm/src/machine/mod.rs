@@ -16,6 +16,6 @@ mod symbols;
 pub(crate) mod test_elf;
 
 pub use builder::{BuildError, Machine, Start};
-pub use config::{Clock, ConfigError, Layout, MachineConfig, PHYSICAL_ADDRESS_BITS, Transport, va_bits};
+pub use config::{Clock, ConfigError, Layout, MachineConfig, PHYSICAL_ADDRESS_BITS, Transport, armv7_tables, va_bits};
 pub use loader::{Image, LoadError, MAX_FILE_BYTES, MAX_PROGRAM_HEADERS};
 pub use symbols::{Frame, Symbols};

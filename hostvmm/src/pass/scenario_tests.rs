@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use abi::hypercall::Command;
-use abi::{Gpa, Granule, GuestRange, map};
+use abi::{Gpa, GuestRange, Tables, VaBits, map};
 use workload::{Geometry, Plan, Workload};
 
 use super::{
@@ -153,7 +153,7 @@ impl DirtyLog for LoopLog {
 
 fn plan(workload: &str) -> Plan {
     let region = GuestRange::new(map::REGION_BASE, REGION_BYTES).unwrap();
-    let geometry = Geometry { region, granule: Granule::K4, vcpus: VCPUS as u32 };
+    let geometry = Geometry { region, tables: Tables::V8(VaBits::ALL[1]), vcpus: VCPUS as u32 };
     Plan::new(&Workload::parse(workload).unwrap(), 9, geometry).unwrap()
 }
 

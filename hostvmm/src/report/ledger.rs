@@ -10,6 +10,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+/// The tables that there were when ledgers did not name them.
+fn only_tables() -> String {
+    "v8".to_owned()
+}
+
 /// Value of the field `schema`.
 pub const SCHEMA: &str = "tidemark-ledger/1";
 
@@ -77,6 +82,10 @@ pub struct Ledger {
     pub granule: String,
     /// Virtual address bits of the guest.
     pub va_bits: u32,
+    /// Format of the guest's translation tables: `v8`, or on ARMv7 `short` or `lpae`. Ledgers written before there was a
+    /// choice have none.
+    #[serde(default = "only_tables")]
+    pub tables: String,
     /// Bytes that one dirty bit stands for.
     pub host_page: u64,
     /// Number of vCPUs.

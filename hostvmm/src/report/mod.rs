@@ -97,8 +97,14 @@ fn describe(mismatch: &Mismatch) -> String {
 
 /// What sets one cell of a scenario apart from the others.
 fn cell_name(ledger: &Ledger) -> String {
-    let Ledger { granule, va_bits, workload, vcpus, mode, clock, .. } = ledger;
-    format!("{granule}/{va_bits} {workload} vcpus={vcpus} {mode} {clock}")
+    let Ledger { workload, vcpus, mode, clock, .. } = ledger;
+    format!("{} {workload} vcpus={vcpus} {mode} {clock}", translation(ledger))
+}
+
+/// The guest's translation in two words: granule and VA bits, or on ARMv7 the format, whose VA bits are 32.
+fn translation(ledger: &Ledger) -> String {
+    let Ledger { granule, va_bits, tables, .. } = ledger;
+    if tables == "v8" { format!("{granule}/{va_bits}") } else { format!("{tables}/{granule}") }
 }
 
 /// A ledger with everything right and nothing recorded, for tests.
@@ -114,6 +120,7 @@ pub(crate) fn sample_ledger() -> Ledger {
         arch: "aarch64".to_owned(),
         granule: "4k".to_owned(),
         va_bits: 48,
+        tables: "v8".to_owned(),
         host_page: 4096,
         vcpus: 1,
         dirty_log: "emulator".to_owned(),

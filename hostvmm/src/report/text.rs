@@ -53,11 +53,11 @@ pub fn text(ledger: &Ledger) -> String {
 }
 
 fn heading(ledger: &Ledger) -> String {
-    let Ledger { scenario, provenance, arch, granule, va_bits, vcpus, workload, seed, mode, clock, dirty_log, .. } =
-        ledger;
+    let Ledger { scenario, provenance, arch, vcpus, workload, seed, mode, clock, dirty_log, .. } = ledger;
     let region = &ledger.region;
+    let translation = super::translation(ledger);
     format!(
-        "{scenario} on {provenance}: {arch} {granule}/{va_bits}-bit, {vcpus} vCPU, {mode}, {clock} clock, dirty log \
+        "{scenario} on {provenance}: {arch} {translation}, {vcpus} vCPU, {mode}, {clock} clock, dirty log \
          {dirty_log}\nworkload {workload}, seed {seed}, region {} KiB at {:#x}, host page {}",
         region.size / 1024,
         region.gpa,

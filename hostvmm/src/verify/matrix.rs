@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use abi::VaBits;
+use abi::Tables;
 use workload::Workload;
 
 use super::interrupt::Interrupt;
@@ -16,8 +16,8 @@ use crate::report::{Ledger, Progress, Verdict};
 /// What the matrix ranges over.
 #[derive(Clone, Debug)]
 pub struct Axes {
-    /// Granules with VA sizes.
-    pub translations: Vec<VaBits>,
+    /// Translation tables, with their architectures.
+    pub translations: Vec<Tables>,
     /// Workloads.
     pub workloads: Vec<Workload>,
     /// vCPU counts.
@@ -30,13 +30,13 @@ impl Axes {
     /// Every cell as a spec of its own.
     pub fn cells(&self, spec: &Spec) -> Vec<Spec> {
         let mut cells = Vec::new();
-        for &va in &self.translations {
+        for &tables in &self.translations {
             for workload in &self.workloads {
                 for &vcpus in &self.vcpus {
                     for &mode in &self.modes {
                         let mut cell = spec.clone();
                         cell.scenario = "passes";
-                        cell.machine.va = va;
+                        cell.machine.tables = tables;
                         cell.workload = *workload;
                         (cell.machine.pattern, cell.machine.params) = workload.encode();
                         cell.machine.vcpus = vcpus;
@@ -107,7 +107,7 @@ fn run_cell(cell: &Spec, interrupt: &Interrupt, progress: &Progress) -> Result<L
         }
         Err(error) => return Err(error),
     };
-    let name = format!("{} {} vcpus={}", cell.machine.va, cell.workload, cell.machine.vcpus);
+    let name = format!("{} {} vcpus={}", cell.machine.tables, cell.workload, cell.machine.vcpus);
     if ledger.verdict == Verdict::Fail {
         progress.line(&format!("FAIL {name}: {}", ledger.reproduce));
     }

@@ -212,14 +212,15 @@ impl SparseBytes {
 
 #[cfg(test)]
 mod tests {
-    use abi::{Granule, GuestRange, map};
+    use abi::{GuestRange, Tables, VaBits, map};
     use workload::{Geometry, Pattern, Workload};
 
     use super::*;
 
     fn plan(text: &str, vcpus: u32, len_bytes: u64) -> Plan {
         let region = GuestRange::new(map::REGION_BASE, len_bytes).unwrap();
-        Plan::new(&Workload::parse(text).unwrap(), 7, Geometry { region, granule: Granule::K4, vcpus }).unwrap()
+        Plan::new(&Workload::parse(text).unwrap(), 7, Geometry { region, tables: Tables::V8(VaBits::ALL[1]), vcpus })
+            .unwrap()
     }
 
     #[test]

@@ -214,7 +214,7 @@ fn mismatch(model: &Model, pass: u64, page: u64, at: usize, found: &[u8]) -> Mis
 
 #[cfg(test)]
 mod tests {
-    use abi::{Granule, GuestRange, map};
+    use abi::{GuestRange, Tables, VaBits, map};
     use workload::{Geometry, Plan, Workload};
 
     use super::*;
@@ -253,7 +253,7 @@ mod tests {
     fn the_first_wrong_byte_is_named() {
         let region = GuestRange::new(map::REGION_BASE, 1 << 20).unwrap();
         let workload = Workload::parse("full").unwrap();
-        let plan = Plan::new(&workload, 3, Geometry { region, granule: Granule::K4, vcpus: 1 }).unwrap();
+        let plan = Plan::new(&workload, 3, Geometry { region, tables: Tables::V8(VaBits::ALL[1]), vcpus: 1 }).unwrap();
         let mut model = Model::new(plan);
         model.advance_all(4, 4096);
         let mut copy = vec![0; 1 << 20];

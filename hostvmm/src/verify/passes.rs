@@ -199,8 +199,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 /// The plan that guest and model execute.
 pub(super) fn plan(spec: &Spec) -> Result<Plan, RunError> {
     let machine = &spec.machine;
-    let geometry =
-        Geometry { region: machine.layout()?.region(), granule: machine.va.granule(), vcpus: machine.vcpus as u32 };
+    let geometry = Geometry { region: machine.layout()?.region(), tables: machine.tables, vcpus: machine.vcpus as u32 };
     Plan::new(&spec.workload, machine.seed, geometry).map_err(RunError::Plan)
 }
 
@@ -240,9 +239,10 @@ pub(super) fn blank_ledger(spec: &Spec) -> Ledger {
         scenario: spec.scenario.to_owned(),
         accelerator: machine.accelerator.to_string(),
         provenance: crate::backend::provenance(machine.accelerator).to_owned(),
-        arch: "aarch64".to_owned(),
-        granule: machine.va.granule().to_string(),
-        va_bits: machine.va.bits(),
+        arch: machine.tables.arch().to_string(),
+        granule: machine.tables.granule().to_string(),
+        va_bits: machine.tables.va_bits(),
+        tables: machine.tables.name().to_owned(),
         host_page: layout.map_or(0, |layout| layout.log_page_bytes()),
         vcpus: machine.vcpus as u32,
         dirty_log: kinds.join(","),
@@ -278,8 +278,8 @@ fn reproduce(spec: &Spec, logs: &str) -> String {
         "hostvmm {scenario} --accel {} --dirty-log {logs} --granule {} --va-bits {} --vcpus {} --ram {} --region-size {} \
          --workload {} --seed {} --passes {} --steps-per-pass {} --mode {} --clock {}",
         machine.accelerator,
-        machine.va.granule(),
-        machine.va.bits(),
+        machine.tables.granule(),
+        machine.tables.va_bits(),
         machine.vcpus,
         machine.ram_bytes,
         machine.region_bytes,

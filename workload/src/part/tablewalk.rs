@@ -68,7 +68,7 @@ impl<F: FnMut(Write)> Table<'_, F> {
 
     fn offset_of_page(&self, slot: u32) -> u64 {
         let pages = self.layout.first_page.checked_offset_from(self.place.region_start);
-        pages.expect("the table's pages lie in the region") + u64::from(slot) * self.place.granule.bytes()
+        pages.expect("the table's pages lie in the region") + u64::from(slot) * self.place.tables.granule().bytes()
     }
 
     fn descriptor(&mut self, slot: u32, state: State, how: How) {
@@ -76,7 +76,7 @@ impl<F: FnMut(Write)> Table<'_, F> {
         let offset = table.expect("the table lies in the region") + u64::from(slot) * 8;
         let page = self.place.region_start.checked_add(self.offset_of_page(slot));
         let page = page.expect("the table's pages lie in the region");
-        let value = page_descriptor(self.place.granule, page, state);
+        let value = page_descriptor(self.place.tables.granule(), page, state);
         (self.sink)(Write { offset, len: 8, data: bytes(u128::from(value)), how });
     }
 
@@ -92,7 +92,7 @@ impl<F: FnMut(Write)> Table<'_, F> {
         self.descriptor(slot, State::Dirty, How::WalkedByWrite { slot });
         let number = u64::from(self.part.pattern.number());
         let value = key(self.place.seed, [number, u64::from(self.vcpu), self.step, u64::from(slot), 1]);
-        let within = (value >> 32) % (self.place.granule.bytes() / 8) * 8;
+        let within = (value >> 32) % (self.place.tables.granule().bytes() / 8) * 8;
         let offset = self.offset_of_page(slot) + within;
         (self.sink)(Write { offset, len: 8, data: bytes(u128::from(value)), how: How::ThroughTable { slot } });
     }

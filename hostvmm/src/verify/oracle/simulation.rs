@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use abi::{Granule, GuestRange, map};
+use abi::{GuestRange, Tables, VaBits, map};
 use proptest::prelude::*;
 use workload::{Data, Geometry, Pattern, Plan, SplitMix64, Workload, Write};
 
@@ -275,7 +275,8 @@ fn verdicts(plan: &Plan, seed: u64, fault: Fault, passes: u64, between: u64, bus
 
 fn plan(text: &str, vcpus: u32, len_bytes: u64) -> Plan {
     let region = GuestRange::new(map::REGION_BASE, len_bytes).unwrap();
-    Plan::new(&Workload::parse(text).unwrap(), 11, Geometry { region, granule: Granule::K4, vcpus }).unwrap()
+    Plan::new(&Workload::parse(text).unwrap(), 11, Geometry { region, tables: Tables::V8(VaBits::ALL[1]), vcpus })
+        .unwrap()
 }
 
 proptest! {
