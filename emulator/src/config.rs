@@ -26,6 +26,16 @@ pub enum ClockMode {
     },
 }
 
+/// The execution state of every vCPU of a machine at EL1; EL0 has the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ExecutionState {
+    /// AArch64.
+    #[default]
+    Aarch64,
+    /// AArch32 as Armv8 has it, a superset of Armv7-A: what KVM gives with `KVM_ARM_VCPU_EL1_32BIT`.
+    Aarch32,
+}
+
 /// The shape of a machine.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -33,6 +43,8 @@ pub struct Config {
     pub vcpus: usize,
     /// Source of time.
     pub clock: ClockMode,
+    /// What the vCPUs execute.
+    pub execution_state: ExecutionState,
     /// Frequency of the counter in Hz, not zero.
     pub cntfrq_hz: u32,
     /// log2 of the dirty log's page size in bytes: 12, 14 or 16.
@@ -51,6 +63,7 @@ impl Default for Config {
         Self {
             vcpus: 1,
             clock: ClockMode::Wall,
+            execution_state: ExecutionState::Aarch64,
             cntfrq_hz: DEFAULT_CNTFRQ_HZ,
             log_page_shift: 12,
             gicd: map::GICD_BASE,

@@ -1,11 +1,13 @@
-//! The state of one AArch64 vCPU: [`Cpu`], its [`Pstate`], and the small types by which the core's parts talk.
+//! The state of one vCPU: [`Cpu`], its [`Pstate`], and the small types by which the core's parts talk.
 //!
 //! [`crate::exec`] runs it, [`crate::tlb`] and `exec::memory` reach guest memory for it, `exception` moves it between
 //! exception levels, `sysreg` reads and writes its system registers.
 
 use std::sync::Arc;
 
+use crate::a32;
 use crate::code::CodeCache;
+use crate::config::ExecutionState;
 use crate::exec::Repeat;
 use crate::fault::FaultInfo;
 use crate::pmu::Pmu;
@@ -137,7 +139,7 @@ pub struct Exclusive {
 
 /// One vCPU.
 pub struct Cpu {
-    /// 0..=30 the general registers; [`REG_ZERO`], [`REG_SINK`], [`REG_SP`]. The rest is never used: with 256 entries an
+    /// 0..=30 the general registers, in AArch32 0..=14 those of the current mode, zero-extended; [`REG_ZERO`], [`REG_SINK`], [`REG_SP`]. The rest is never used: with 256 entries an
     /// index of type `u8` needs no bounds check.
     pub x: [u64; 256],
     /// Program counter. Within [`crate::exec::run`] it is current only at block boundaries.
@@ -152,6 +154,8 @@ pub struct Cpu {
     pub fpcr: u32,
     /// Floating-point status.
     pub fpsr: u32,
+    /// What AArch32 has besides.
+    pub a32: a32::State,
     /// System registers.
     pub sys: SysRegs,
     /// Generic timers.
@@ -190,6 +194,7 @@ pub struct Cpu {
 impl Cpu {
     /// A vCPU after reset.
     pub fn new(index: usize, shared: Arc<Shared>) -> Self {
+        let state = shared.config.execution_state;
         Self {
             x: [0; 256],
             pc: 0,
@@ -198,7 +203,8 @@ impl Cpu {
             v: [0; 32],
             fpcr: 0,
             fpsr: 0,
-            sys: SysRegs::new(index),
+            a32: a32::State::default(),
+            sys: SysRegs::new(index, state),
             timers: Timers::default(),
             pmu: Pmu::default(),
             tlb: Tlb::new(),
@@ -217,12 +223,18 @@ impl Cpu {
         }
     }
 
+    /// Whether this vCPU executes AArch32.
+    #[inline(always)]
+    pub fn is_aarch32(&self) -> bool {
+        self.sys.execution_state == ExecutionState::Aarch32
+    }
+
     /// Which entry of [`Cpu::sp_bank`] is in use.
     fn sp_index(&self) -> usize {
         usize::from(self.pstate.el != 0 && self.pstate.sp_sel)
     }
 
-    /// Replaces PSTATE: switches the stack pointer and the translation context with it. Every change of EL, SPSel, PAN or
+    /// Replaces the PSTATE of AArch64: switches the stack pointer and the translation context with it. Every change of EL, SPSel, PAN or
     /// UAO goes through here.
     pub fn set_pstate(&mut self, pstate: Pstate) {
         self.sp_bank[self.sp_index()] = self.x[usize::from(REG_SP)];

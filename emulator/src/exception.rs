@@ -1,8 +1,9 @@
 //! Exception entry and return at EL1.
 //!
 //! [`take_sync`], [`take_irq`], [`take_fiq`] and [`take_serror`] move a vCPU into its EL1 vectors; [`eret`] returns from them. EL2 and EL3 are absent, so EL1 is
-//! where every exception goes. Which syndrome, is [`crate::fault`]'s matter; whether an interrupt is pending, the GIC's.
+//! where every exception goes. A vCPU that executes AArch32 goes through [`crate::a32::exception`] instead. Which syndrome, is [`crate::fault`]'s matter; whether an interrupt is pending, the GIC's.
 
+use crate::a32;
 use crate::cpu::{Cpu, Pstate};
 use crate::fault::FaultInfo;
 
@@ -16,6 +17,9 @@ const VECTOR_SERROR: u64 = 0x180;
 /// Takes a synchronous exception with syndrome `fault`, whose preferred return address is `elr`: the faulting instruction, or
 /// the one after SVC.
 pub fn take_sync(cpu: &mut Cpu, fault: FaultInfo, elr: u64) {
+    if cpu.is_aarch32() {
+        return a32::exception::take_sync(cpu, fault, elr as u32);
+    }
     enter(cpu, 0, elr);
     cpu.sys.esr = fault.esr();
     if let Some(far) = fault.far {
@@ -25,18 +29,27 @@ pub fn take_sync(cpu: &mut Cpu, fault: FaultInfo, elr: u64) {
 
 /// Takes an IRQ before the instruction at PC.
 pub fn take_irq(cpu: &mut Cpu) {
+    if cpu.is_aarch32() {
+        return a32::exception::take_irq(cpu);
+    }
     enter(cpu, VECTOR_IRQ, cpu.pc);
 }
 
 /// Takes an FIQ before the instruction at PC.
 pub fn take_fiq(cpu: &mut Cpu) {
+    if cpu.is_aarch32() {
+        return a32::exception::take_fiq(cpu);
+    }
     enter(cpu, VECTOR_FIQ, cpu.pc);
 }
 
 /// Takes an SError before the instruction at PC, with `iss` as its syndrome.
 pub fn take_serror(cpu: &mut Cpu, iss: u32) {
+    if cpu.is_aarch32() {
+        return a32::exception::take_serror(cpu);
+    }
     enter(cpu, VECTOR_SERROR, cpu.pc);
-    cpu.sys.esr = FaultInfo { ec: crate::fault::ec::SERROR, iss, far: None }.esr();
+    cpu.sys.esr = FaultInfo { ec: crate::fault::ec::SERROR, iss, far: None, domain: 0 }.esr();
 }
 
 /// AArch64.TakeException() for EL1 (DDI 0487 D1.3.5, J1.1.1).

@@ -115,7 +115,12 @@ pub enum Status {
         /// Level of the table.
         level: u8,
     },
-    /// Misaligned data access.
+    /// AArch32, short descriptors: the domain gives no access.
+    Domain {
+        /// Level of the descriptor: 1 a section, 2 a page.
+        level: u8,
+    },
+    /// Misaligned data access; in AArch32, also a misaligned fetch.
     Alignment,
     /// Exclusive or atomic access to memory that does not support it (Device memory).
     UnsupportedAtomic,
@@ -131,6 +136,7 @@ impl Status {
             Self::Permission { level } => 0b00_1100 | level as u32,
             Self::External => 0b01_0000,
             Self::ExternalOnWalk { level } => 0b01_0100 | level as u32,
+            Self::Domain { level } => 0b11_1100 | level as u32,
             Self::Alignment => 0b10_0001,
             Self::UnsupportedAtomic => 0b11_0101,
         }
@@ -146,6 +152,8 @@ pub struct FaultInfo {
     pub iss: u32,
     /// What FAR_EL1 gets; `None` leaves it as it was.
     pub far: Option<u64>,
+    /// AArch32, short descriptors: the domain of the descriptor that an abort ended at, else 0.
+    pub domain: u8,
 }
 
 /// ISS.WnR: the access was a write.
@@ -155,13 +163,13 @@ const ISS_CM: u32 = 1 << 8;
 
 impl FaultInfo {
     /// An UNDEFINED instruction.
-    pub const UNDEFINED: Self = Self { ec: ec::UNKNOWN, iss: 0, far: None };
+    pub const UNDEFINED: Self = Self { ec: ec::UNKNOWN, iss: 0, far: None, domain: 0 };
     /// An instruction executed with PSTATE.IL set.
-    pub const ILLEGAL_STATE: Self = Self { ec: ec::ILLEGAL_STATE, iss: 0, far: None };
+    pub const ILLEGAL_STATE: Self = Self { ec: ec::ILLEGAL_STATE, iss: 0, far: None, domain: 0 };
     /// A use of a misaligned SP with SCTLR_EL1.SA (or SA0).
-    pub const SP_ALIGNMENT: Self = Self { ec: ec::SP_ALIGNMENT, iss: 0, far: None };
+    pub const SP_ALIGNMENT: Self = Self { ec: ec::SP_ALIGNMENT, iss: 0, far: None, domain: 0 };
     /// A SIMD&FP instruction while CPACR_EL1.FPEN forbids it: CV set, COND 0b1110 as for every A64 instruction.
-    pub const FP_ACCESS: Self = Self { ec: ec::FP_ACCESS, iss: 1 << 24 | 0b1110 << 20, far: None };
+    pub const FP_ACCESS: Self = Self { ec: ec::FP_ACCESS, iss: 1 << 24 | 0b1110 << 20, far: None, domain: 0 };
 
     /// The abort of `access` at `va`.
     pub const fn abort(status: Status, access: Access, va: u64) -> Self {
@@ -179,27 +187,27 @@ impl FaultInfo {
                 (if lower { ec::DATA_ABORT_LOWER } else { ec::DATA_ABORT_SAME }, flags)
             }
         };
-        Self { ec, iss: flags | status.code(), far: Some(va) }
+        Self { ec, iss: flags | status.code(), far: Some(va), domain: 0 }
     }
 
     /// A branch to a `pc` that is not a multiple of 4.
     pub const fn pc_alignment(pc: u64) -> Self {
-        Self { ec: ec::PC_ALIGNMENT, iss: 0, far: Some(pc) }
+        Self { ec: ec::PC_ALIGNMENT, iss: 0, far: Some(pc), domain: 0 }
     }
 
     /// SVC with its immediate.
     pub const fn svc(imm: u16) -> Self {
-        Self { ec: ec::SVC64, iss: imm as u32, far: None }
+        Self { ec: ec::SVC64, iss: imm as u32, far: None, domain: 0 }
     }
 
     /// BRK with its comment field.
     pub const fn brk(imm: u16) -> Self {
-        Self { ec: ec::BRK64, iss: imm as u32, far: None }
+        Self { ec: ec::BRK64, iss: imm as u32, far: None, domain: 0 }
     }
 
     /// WFI (or WFE if `wfe`) trapped from EL0 by SCTLR_EL1.nTWI or nTWE: CV set, COND 0b1110, TI in bit 0.
     pub const fn wfx(wfe: bool) -> Self {
-        Self { ec: ec::WFX, iss: 1 << 24 | 0b1110 << 20 | wfe as u32, far: None }
+        Self { ec: ec::WFX, iss: 1 << 24 | 0b1110 << 20 | wfe as u32, far: None, domain: 0 }
     }
 
     /// MRS (`read`), MSR or system instruction `enc` (op0:op1:CRn:CRm:op2, packed as in [`crate::sysreg`]) of
@@ -213,13 +221,23 @@ impl FaultInfo {
             | (rt as u32 & 31) << 5
             | (enc >> 3 & 15) << 1
             | read as u32;
-        Self { ec: ec::SYSREG, iss, far: None }
+        Self { ec: ec::SYSREG, iss, far: None, domain: 0 }
     }
 
     /// The value for ESR_EL1: EC, IL (a 32-bit instruction, as every A64 one is, and as the architecture asks for the
     /// classes without an instruction) and ISS.
     pub const fn esr(self) -> u64 {
         (self.ec as u64) << 26 | 1 << 25 | (self.iss & 0x1ff_ffff) as u64
+    }
+
+    /// Whether an abort was of a write, or of maintenance that reports itself as one.
+    pub const fn is_write(self) -> bool {
+        self.iss & ISS_WNR != 0
+    }
+
+    /// Whether an abort was of cache maintenance or address translation.
+    pub const fn is_cache_maintenance(self) -> bool {
+        self.iss & ISS_CM != 0
     }
 
     /// The fault status code of an abort.

@@ -1,11 +1,14 @@
-//! An AArch64 machine in software: CPU, stage-1 MMU, exceptions, timer, GIC, and a dirty log at stage 2.
+//! An AArch64 or AArch32 machine in software: CPU, stage-1 MMU, exceptions, timer, GIC, and a dirty log at stage 2.
 //!
 //! The host builds a [`Machine`] from a [`Config`] and its RAM, takes its [`Vcpu`]s out and runs them until each [`Exit`].
+//!
+//! What is particular to AArch32 is in [`a32`]; everything else serves both states.
 //!
 //! The core decodes with `disarm64`, lowers each instruction once into an [`op::Op`] that carries its own handler
 //! ([`lower`]), keeps those by page of code ([`code`]) and runs them in blocks ([`exec`]). Memory goes through a software
 //! TLB ([`tlb`]) whose write tags are the dirty log's first line.
 
+pub mod a32;
 pub mod clock;
 pub mod code;
 pub mod config;
@@ -32,7 +35,7 @@ pub mod tlb;
 pub mod vcpu;
 pub mod vm;
 
-pub use config::{ClockMode, Config, ConfigError, RamSlot};
+pub use config::{ClockMode, Config, ConfigError, ExecutionState, RamSlot};
 pub use exit::{ErrorReason, Exit, VcpuError};
 pub use vcpu::Vcpu;
 pub use vm::Machine;

@@ -6,6 +6,10 @@
 //! system registers (which = encoding, as in [`crate::sysreg::enc`]), and the timers among those, where the ids of CNT and CVAL of the
 //! virtual timer are swapped against the encodings: an accident of the first version that became ABI.
 //!
+//! An AArch32 vCPU has the same ids, as under KVM: X0 to X30 hold the registers of all modes by the architecture's mapping
+//! ([`crate::a32::mode::slot`]), `pstate` the CPSR, spsr\[5\] the SPSRs of SVC, ABT, UND, IRQ and FIQ, and the system registers what
+//! AArch32 sees of them.
+//!
 //! GIC state is not a vCPU's: as under KVM it moves on its own. Neighbours: `vcpu` offers these to the host.
 
 use std::collections::BTreeSet;
@@ -89,7 +93,7 @@ enum Register {
     Pstate,
     SpEl1,
     ElrEl1,
-    /// SPSR_EL1, then those of AArch32's modes, which do not exist here and are zero.
+    /// SPSR_EL1, then those of AArch32's modes, which AArch64 does not have and are zero there.
     Spsr(usize),
     V(usize),
     Fpsr,
@@ -195,6 +199,11 @@ pub fn get(cpu: &mut Cpu, id: u64) -> Result<u128, RegError> {
     let missing = RegError::NoSuchRegister { id };
     let wide = match decode(id)? {
         Register::V(n) => return Ok(cpu.v[n]),
+        Register::X(n) if cpu.is_aarch32() => cpu.mapped(n).into(),
+        Register::Pstate if cpu.is_aarch32() => cpu.cpsr().into(),
+        Register::SpEl0 if cpu.is_aarch32() => cpu.sp_bank[0],
+        Register::SpEl1 if cpu.is_aarch32() => cpu.sp_bank[1],
+        Register::Spsr(n) if cpu.is_aarch32() => cpu.spsr_at(n).into(),
         Register::X(n) => cpu.x[n],
         Register::SpEl0 => cpu.sp(0),
         Register::Pc => cpu.pc,
@@ -231,6 +240,11 @@ pub fn set(cpu: &mut Cpu, id: u64, value: u128) -> Result<(), RegError> {
         return Err(bad);
     }
     let wide = u64::try_from(value).map_err(|_| bad)?;
+    if cpu.is_aarch32()
+        && let Some(done) = set_aarch32_core(cpu, register, wide)
+    {
+        return done.ok_or(bad);
+    }
     match register {
         Register::X(n) => cpu.x[n] = wide,
         Register::SpEl0 => cpu.set_sp(0, wide),
@@ -256,6 +270,22 @@ pub fn set(cpu: &mut Cpu, id: u64, value: u128) -> Result<(), RegError> {
         Register::Sysreg(enc) => return set_sysreg(cpu, id, enc, wide),
     }
     Ok(())
+}
+
+/// Writes a core register that AArch32 holds elsewhere: whether the value was possible, `None` for any other register. General registers and SPSRs
+/// are 32 bits wide, their upper half is dropped, as KVM does on entry.
+fn set_aarch32_core(cpu: &mut Cpu, register: Register, value: u64) -> Option<Option<()>> {
+    match register {
+        Register::X(n) => cpu.set_mapped(n, value as u32),
+        Register::Pc => cpu.pc = value & 0xffff_ffff,
+        Register::Pstate => return Some(u32::try_from(value).ok().and_then(|psr| cpu.replace_cpsr(psr).ok())),
+        // No AArch32 register is mapped to these.
+        Register::SpEl0 => cpu.sp_bank[0] = value,
+        Register::SpEl1 => cpu.sp_bank[1] = value,
+        Register::Spsr(n) => cpu.set_spsr_at(n, value as u32),
+        _ => return None,
+    }
+    Some(Some(()))
 }
 
 fn set_sysreg(cpu: &mut Cpu, id: u64, enc: u16, value: u64) -> Result<(), RegError> {

@@ -17,7 +17,8 @@ use std::sync::Arc;
 
 use abi::Gpa;
 
-use crate::config::ClockMode;
+use crate::a32;
+use crate::config::{ClockMode, ExecutionState};
 use crate::cpu::{Cpu, DAIF_I, Exclusive, MmioState, Pstate, Stop};
 use crate::exception;
 use crate::exec;
@@ -272,13 +273,20 @@ impl Vcpu {
     /// The state that CPU_ON starts a vCPU in: as after a reset, at EL1h, everything masked, MMU off (DEN 0022 6.4.1).
     fn reset(&mut self, entry: u64, context: u64) {
         let cpu = &mut self.cpu;
-        cpu.set_pstate(Pstate::RESET);
+        match cpu.sys.execution_state {
+            ExecutionState::Aarch64 => cpu.set_pstate(Pstate::RESET),
+            ExecutionState::Aarch32 => {
+                cpu.set_mode(a32::Mode::Supervisor);
+                cpu.pstate = Pstate::RESET;
+            }
+        }
         cpu.x = [0; 256];
+        cpu.a32 = a32::State::default();
         cpu.sp_bank = [0; 2];
         cpu.v = [0; 32];
         cpu.fpcr = 0;
         cpu.fpsr = 0;
-        cpu.sys = SysRegs::new(self.index);
+        cpu.sys = SysRegs::new(self.index, self.shared.config.execution_state);
         cpu.excl = Exclusive::default();
         cpu.mmio = MmioState::default();
         cpu.event = false;

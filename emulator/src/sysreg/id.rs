@@ -58,6 +58,13 @@ pub const SCTLR_WRITABLE: u64 = 1
     | 1 << 19
     | 1 << 23
     | 1 << 26;
+/// SCTLR of AArch32: bits that read as one (DDI 0487 G8.2.126): 23 (no SPAN without PAN), 22, 11 (branch prediction),
+/// 4, 3; without CP15BEN and ITD, which govern what this implementation does not have.
+pub const SCTLR32_RES1: u64 = 1 << 23 | 1 << 22 | 1 << 11 | 1 << 4 | 1 << 3;
+/// SCTLR of AArch32 after a reset: EL0's WFI and WFE are not trapped (nTWI, nTWE), CP15 barriers work (CP15BEN).
+pub const SCTLR32_RESET: u64 = SCTLR32_RES1 | 1 << 18 | 1 << 16 | 1 << 5;
+/// FPEXC after a reset, as KVM has it: bits 10:8 were VECITR of VFPv2 and read as one.
+pub const FPEXC_RESET: u32 = 0x700;
 /// TCR_EL1 bits that are implemented: all up to HPD1 except the RES0 bits 6 and 35.
 pub const TCR_WRITABLE: u64 = ((1 << 43) - 1) & !(1 << 6 | 1 << 35);
 

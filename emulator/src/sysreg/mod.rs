@@ -16,6 +16,7 @@ pub(crate) use access::{get, set};
 pub use access::{read, write};
 pub use maintenance::sys_insn;
 
+use crate::config::ExecutionState;
 use crate::mmu::Regime;
 
 /// The manual's name of `enc` with the generic one, `S<op0>_<op1>_C<n>_C<m>_<op2>`, or the generic one alone.
@@ -31,6 +32,8 @@ fn describe(enc: u16) -> String {
 /// the GIC's CPU interface keep their own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SysRegs {
+    /// What the vCPU executes; it never changes.
+    pub execution_state: ExecutionState,
     /// SCTLR_EL1.
     pub sctlr: u64,
     /// ACTLR_EL1.
@@ -81,13 +84,25 @@ pub struct SysRegs {
     pub debug: [[u64; id::DEBUG_UNITS]; 4],
     /// MPIDR_EL1.
     pub mpidr: u64,
+    /// DACR32_EL2: AArch32's DACR.
+    pub dacr: u32,
+    /// IFSR32_EL2: AArch32's IFSR.
+    pub ifsr: u32,
+    /// FPEXC32_EL2: AArch32's FPEXC.
+    pub fpexc: u32,
+    /// DBGVCR32_EL2: AArch32's DBGVCR, held, never acted upon.
+    pub dbgvcr: u32,
 }
 
 impl SysRegs {
     /// The reset state of vCPU `index`.
-    pub fn new(index: usize) -> Self {
+    pub fn new(index: usize, execution_state: ExecutionState) -> Self {
         Self {
-            sctlr: id::SCTLR_RES1,
+            execution_state,
+            sctlr: match execution_state {
+                ExecutionState::Aarch64 => id::SCTLR_RES1,
+                ExecutionState::Aarch32 => id::SCTLR32_RESET,
+            },
             actlr: 0,
             cpacr: 0,
             ttbr: [0; 2],
@@ -113,6 +128,10 @@ impl SysRegs {
             os_lock: true,
             debug: [[0; id::DEBUG_UNITS]; 4],
             mpidr: id::mpidr(index),
+            dacr: 0,
+            ifsr: 0,
+            fpexc: id::FPEXC_RESET,
+            dbgvcr: 0,
         }
     }
 
@@ -123,6 +142,11 @@ impl SysRegs {
             0b01 => el != 0,
             _ => false,
         }
+    }
+
+    /// AArch32: whether translation tables have long descriptors (TTBCR.EAE).
+    pub const fn long_descriptors(&self) -> bool {
+        self.tcr >> 31 & 1 != 0
     }
 
     /// What translation depends on.
