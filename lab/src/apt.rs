@@ -5,16 +5,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::cache::{sha256, sha256_of};
+use crate::cache::{Cache, Maker, sha256, sha256_of};
 use crate::command;
 use crate::error::Error;
+use crate::progress::Progress;
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// A private apt, with the package lists of now.
+/// A private apt, with the package lists of now; one process has it at a time.
 #[derive(Debug)]
 pub(crate) struct Apt {
     directory: PathBuf,
+    _alone: Maker,
 }
 
 /// A package, downloaded and unpacked.
@@ -29,11 +31,12 @@ pub(crate) struct Unpacked {
 }
 
 impl Apt {
-    /// Fetches the package lists into `directory`.
-    pub(crate) fn update(directory: &Path) -> Result<Self, Error> {
-        let apt = Self { directory: directory.to_owned() };
+    /// Fetches the package lists into the cache's directory.
+    pub(crate) fn update(cache: &Cache, progress: Progress) -> Result<Self, Error> {
+        progress.step(format_args!("fetching Debian's package lists"));
+        let apt = Self { _alone: cache.maker("apt")?, directory: cache.directory().join("apt") };
         for part in ["state/lists/partial", "cache/archives/partial", "sources"] {
-            let path = directory.join(part);
+            let path = apt.directory.join(part);
             fs::create_dir_all(&path).map_err(Error::file("create", &path))?;
         }
         apt.write("status", "")?;
@@ -49,14 +52,12 @@ impl Apt {
         let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
         let sources = sources(&listed, &release, Path::new(KEYRING).exists());
         if sources.is_empty() {
-            return Err(Error::NotInArchive { what: "Debian archive".to_owned() });
+            return Err(Error::NoKeyring { path: KEYRING });
         }
         apt.write("sources/debian.list", &sources)?;
-        command::output(
-            apt.command("apt-get").args(["-o", "APT::Update::Error-Mode=any", "--quiet", "update"]),
-            "apt-get",
-            "apt",
-        )?;
+        let mut update = apt.command("apt-get");
+        update.args(["-o", "APT::Update::Error-Mode=any", "--quiet", "update"]);
+        command::output(&mut update, "apt-get", "apt").map_err(offline)?;
         Ok(apt)
     }
 
@@ -84,7 +85,8 @@ impl Apt {
         let tree = directory.join(sha256(package.as_bytes()));
         fs::create_dir_all(&download).map_err(Error::file("create", &download))?;
         let mut get = self.command("apt-get");
-        command::output(get.args(["--quiet", "download", package]).current_dir(&download), "apt-get", "apt")?;
+        get.args(["--quiet", "download", package]).current_dir(&download);
+        command::output(&mut get, "apt-get", "apt").map_err(offline)?;
         let file = only_file(&download)?;
         if sha256_of(&file)? != expected {
             return Err(Error::BadDownload { package: package.to_owned() });
@@ -100,6 +102,9 @@ impl Apt {
         let options = [
             "APT::Architecture=arm64".to_owned(),
             "APT::Architectures=arm64".to_owned(),
+            // A machine without a network should say so soon.
+            "Acquire::Retries=1".to_owned(),
+            "Acquire::http::Timeout=30".to_owned(),
             // Root's downloads by another user would need the checkout to be readable for it.
             "APT::Sandbox::User=root".to_owned(),
             "Acquire::Languages=none".to_owned(),
@@ -122,15 +127,18 @@ impl Apt {
     }
 }
 
-/// apt source lines for Debian's own archive out of the targets that apt lists for this machine; other vendors' sources
-/// are left alone. Without downloaded lists apt does not know the origin, hence the suite's name must be this release's.
+/// apt source lines for Debian's own archive: on Debian, of the targets that apt lists for this machine; other vendors'
+/// sources are left alone. Without downloaded lists apt does not know the origin, hence the suite's name must be this
+/// release's. Elsewhere Debian 12's public archive, if its keys are there to check it by.
 fn sources(targets: &str, os_release: &str, has_keyring: bool) -> String {
+    let option = if has_keyring { format!("[signed-by={KEYRING}] ") } else { String::new() };
     let codename = os_release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
     let codename = codename.map(|name| name.trim_matches('"')).unwrap_or_default();
     if codename.is_empty() || !os_release.lines().any(|line| line == "ID=debian") {
-        return String::new();
+        let public = [("debian", "bookworm"), ("debian", "bookworm-updates"), ("debian-security", "bookworm-security")];
+        let line = |(archive, suite)| format!("deb {option}http://deb.debian.org/{archive} {suite} main\n");
+        return if has_keyring { public.map(line).concat() } else { String::new() };
     }
-    let option = if has_keyring { format!("[signed-by={KEYRING}] ") } else { String::new() };
     let mut lines: Vec<String> = targets
         .lines()
         .filter_map(|line| {
@@ -163,6 +171,14 @@ fn newest(found: &str, prefix: &str, suffix: &str) -> Option<String> {
         .map(|(_, name)| name.to_owned())
 }
 
+/// apt checks what it fetches; what it says of a failure is about the network or the archive.
+fn offline(error: Error) -> Error {
+    match error {
+        Error::Program { status, output, .. } => Error::Offline { status, output },
+        other => other,
+    }
+}
+
 fn only_file(directory: &Path) -> Result<PathBuf, Error> {
     let mut entries = fs::read_dir(directory).map_err(Error::file("read", directory))?;
     match (entries.next(), entries.next()) {
@@ -183,7 +199,16 @@ mod tests {
                        Packages|s|bookworm-security|main|Debian\nPackages|v|cloud-bookworm|main|Vendor\n\
                        Packages|w|bookworm|main|Vendor\n";
         assert_eq!(sources(targets, BOOKWORM, false), "deb s bookworm-security main\ndeb u bookworm main\n");
-        assert_eq!(sources(targets, "ID=other\nVERSION_CODENAME=bookworm\n", false), "");
+    }
+
+    #[test]
+    fn elsewhere_debians_public_archive_is_used_if_its_keys_are_there() {
+        let targets = "Packages|w|noble|main|Vendor\n";
+        let release = "ID=ubuntu\nVERSION_CODENAME=noble\n";
+        assert!(
+            sources(targets, release, true).contains(&format!("[signed-by={KEYRING}] http://deb.debian.org/debian "))
+        );
+        assert_eq!(sources(targets, release, false), "");
     }
 
     #[test]

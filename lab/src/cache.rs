@@ -2,7 +2,7 @@
 //! from and the SHA-256 of each of its files. An item whose files are not as recorded is not used.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -34,32 +34,31 @@ pub(crate) struct Item {
     pub(crate) files: BTreeMap<String, String>,
 }
 
-/// The cache's directory, held by this process alone until dropped.
+/// The cache's directory, which several processes may use at once: [`Reader`] keeps items as they are, [`Maker`] makes
+/// one process fetch or build an item and others wait for it; neither waits for the other but for a moment.
 #[derive(Debug)]
 pub(crate) struct Cache {
     directory: PathBuf,
+}
+
+/// While it lives no item is replaced.
+#[derive(Debug)]
+pub(crate) struct Reader<'a> {
+    cache: &'a Cache,
     _lock: File,
 }
 
-impl Cache {
-    /// Waits until no other process holds it.
-    pub(crate) fn open(directory: &Path) -> Result<Self, Error> {
-        fs::create_dir_all(directory).map_err(Error::file("create", directory))?;
-        let path = directory.join("lock");
-        let lock = File::create(&path).map_err(Error::file("create", &path))?;
-        lock.lock().map_err(Error::file("lock", &path))?;
-        Ok(Self { directory: directory.to_owned(), _lock: lock })
-    }
+/// While it lives no other process makes the same item.
+#[derive(Debug)]
+pub(crate) struct Maker {
+    _lock: File,
+}
 
-    /// The directory itself.
-    pub(crate) fn directory(&self) -> &Path {
-        &self.directory
-    }
-
+impl Reader<'_> {
     /// The item and its directory, its files checked; none if it was never put there.
     pub(crate) fn get(&self, name: &str, remedy: &str) -> Result<Option<(Item, PathBuf)>, Error> {
-        let Some(item) = self.manifest()?.items.remove(name) else { return Ok(None) };
-        let directory = self.directory.join(name);
+        let Some(item) = self.cache.manifest()?.items.remove(name) else { return Ok(None) };
+        let directory = self.cache.directory.join(name);
         for (file, sha256) in &item.files {
             let path = directory.join(file);
             if sha256_of(&path)? != *sha256 {
@@ -67,6 +66,46 @@ impl Cache {
             }
         }
         Ok(Some((item, directory)))
+    }
+}
+
+impl Cache {
+    /// The cache in `directory`, which is made if it is not there.
+    pub(crate) fn open(directory: &Path) -> Result<Self, Error> {
+        fs::create_dir_all(directory).map_err(Error::file("create", directory))?;
+        Ok(Self { directory: directory.to_owned() })
+    }
+
+    /// The directory itself.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Waits until no item is being replaced: a moment. A process that holds a reader must drop it before it puts.
+    pub(crate) fn reader(&self) -> Result<Reader<'_>, Error> {
+        let (lock, path) = self.lock_file("manifest")?;
+        lock.lock_shared().map_err(Error::file("lock", &path))?;
+        Ok(Reader { cache: self, _lock: lock })
+    }
+
+    /// Waits until no other process makes `what`, which may be minutes, and says so.
+    pub(crate) fn maker(&self, what: &str) -> Result<Maker, Error> {
+        let (lock, path) = self.lock_file(what)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                eprintln!("lab: waiting for another process, which makes {what}");
+                lock.lock().map_err(Error::file("lock", &path))?;
+            }
+            Err(TryLockError::Error(error)) => return Err(Error::file("lock", &path)(error)),
+        }
+        Ok(Maker { _lock: lock })
+    }
+
+    fn lock_file(&self, what: &str) -> Result<(File, PathBuf), Error> {
+        let path = self.directory.join(format!("{what}.lock"));
+        let file = File::create(&path).map_err(Error::file("create", &path))?;
+        Ok((file, path))
     }
 
     /// Takes over `files` (name in the item, where it is now) as the item `name`, in place of an earlier one.
@@ -78,6 +117,8 @@ impl Cache {
         sha256: &str,
         files: &[(String, PathBuf)],
     ) -> Result<Item, Error> {
+        let (lock, path) = self.lock_file("manifest")?;
+        lock.lock().map_err(Error::file("lock", &path))?;
         let directory = self.directory.join(name);
         // The manifest must not name an item that is half replaced.
         let mut manifest = self.manifest()?;
@@ -163,19 +204,32 @@ mod tests {
         let (directory, cache) = cache_with_item();
         drop(cache);
         let cache = Cache::open(&directory.path().join("lab")).unwrap();
-        let (item, place) = cache.get("6.12", "fetch").unwrap().unwrap();
+        let (item, place) = cache.reader().unwrap().get("6.12", "fetch").unwrap().unwrap();
         assert_eq!((item.version.as_str(), item.sha256.as_str()), ("6.12.1-1", "abc"));
         assert_eq!(fs::read_to_string(place.join("Image")).unwrap(), "kernel");
-        assert!(cache.get("6.1", "fetch").unwrap().is_none());
+        assert!(cache.reader().unwrap().get("6.1", "fetch").unwrap().is_none());
     }
 
     #[test]
     fn a_changed_file_is_refused_until_fetched_again() {
         let (directory, cache) = cache_with_item();
         fs::write(directory.path().join("lab/6.12/Image"), "kernel!").unwrap();
-        assert!(matches!(cache.get("6.12", "fetch"), Err(Error::Changed { .. })));
+        assert!(matches!(cache.reader().unwrap().get("6.12", "fetch"), Err(Error::Changed { .. })));
         cache.put("6.12", "p", "v", "s", &[("Image".to_owned(), directory.path().join("source"))]).unwrap();
-        assert!(cache.get("6.12", "fetch").unwrap().is_some());
+        assert!(cache.reader().unwrap().get("6.12", "fetch").unwrap().is_some());
+    }
+
+    #[test]
+    fn an_item_that_is_being_made_keeps_nobody_from_another() {
+        let (directory, cache) = cache_with_item();
+        let making = cache.maker("4k48").unwrap();
+        let other = Cache::open(&directory.path().join("lab")).unwrap();
+        assert!(other.reader().unwrap().get("6.12", "fetch").unwrap().is_some());
+        other.put("6.1", "p", "v", "s", &[("Image".to_owned(), directory.path().join("source"))]).unwrap();
+        let (lock, _) = other.lock_file("4k48").unwrap();
+        assert!(matches!(lock.try_lock(), Err(TryLockError::WouldBlock)));
+        drop(making);
+        lock.try_lock().unwrap();
     }
 
     #[test]

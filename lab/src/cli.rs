@@ -6,14 +6,16 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::cache::{Cache, Item};
-use crate::cross;
+use crate::cross::{self, Programs};
 use crate::error::Error;
 use crate::guest::{self, Contents};
-use crate::kernel::{self, Configuration, KernelChoice, Series};
+use crate::kernel::{self, Configuration, KernelChoice, Packaged};
+use crate::progress::Progress;
 use crate::qemu::{Clock, CpuModel, Machine};
 use crate::run;
 
@@ -31,16 +33,21 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Fetch the newest of Debian's arm64 cloud kernels, and busybox, into the cache.
+    /// Fetch the newest of one of Debian's arm64 kernels, and busybox, into the cache.
     Fetch {
-        /// The kernel's series.
+        /// Which one.
         #[arg(long, default_value = "6.12")]
-        kernel: Series,
+        kernel: Packaged,
     },
     /// Build a kernel from Debian's source with one of the project's configurations (minutes), into the cache.
     Kernel {
-        /// Host page size and bits of virtual address.
+        /// Host page size and bits of virtual address; p: with stage-2 tables in debugfs.
         configuration: Configuration,
+    },
+    /// Bring everything that `run` needs, unless it is there.
+    Prepare {
+        #[command(flatten)]
+        machine: MachineOptions,
     },
     /// Boot, run COMMAND with hostvmm and the firmware inside, and bring its output, files and exit code back.
     Run(Run),
@@ -71,7 +78,7 @@ struct Run {
 
 #[derive(Debug, Args)]
 struct MachineOptions {
-    /// 6.12 or 6.1: Debian's; 4k39, 4k48, 64k42 or 64k48: built by `kernel`; or the path of an arm64 Image.
+    /// 6.12, 6.1 or 16k: Debian's; 4k39, 4k48, 64k42, 64k48 or 4k48p: built by `kernel`; or the path of an arm64 Image.
     #[arg(long, default_value = "6.12")]
     kernel: KernelChoice,
     /// The CPU that QEMU models.
@@ -86,9 +93,15 @@ struct MachineOptions {
     /// MiB of memory. With 512 or less Linux leaves transparent huge pages off.
     #[arg(long, default_value_t = 1024)]
     memory: u32,
-    /// Use the programs as they were built last.
+    /// Use the kernels that are there, or end with status 126.
+    #[arg(long)]
+    no_fetch: bool,
+    /// Use the programs as they were built last, and the kernels that are there.
     #[arg(long)]
     no_build: bool,
+    /// Say nothing of what is being done.
+    #[arg(long)]
+    quiet: bool,
 }
 
 /// Parses the command line and does what it says.
@@ -108,13 +121,17 @@ fn act(checkout: &Path, action: Action) -> Result<u8, Error> {
     let cache = || Cache::open(&checkout.join(".tidemark/lab"));
     match action {
         Action::Fetch { kernel } => {
-            for item in kernel::fetch(&cache()?, kernel)? {
-                announce(&item);
-            }
+            kernel::fetch(&cache()?, kernel, Progress::new(false))?.iter().for_each(announce);
             Ok(0)
         }
         Action::Kernel { configuration } => {
-            announce(&kernel::build(&cache()?, checkout, configuration)?);
+            announce(&kernel::build(&cache()?, checkout, configuration, Progress::new(false))?);
+            Ok(0)
+        }
+        Action::Prepare { machine } => {
+            let progress = machine.progress();
+            bring(checkout, &cache()?, &machine, progress)?;
+            progress.step(format_args!("all is there"));
             Ok(0)
         }
         Action::Run(options) => {
@@ -130,7 +147,25 @@ fn act(checkout: &Path, action: Action) -> Result<u8, Error> {
     }
 }
 
-/// Finds or fetches the kernel, builds the programs, and packs them with the command.
+/// Fetches the kernel and builds the programs, side by side, unless they must be as they are.
+fn bring(checkout: &Path, cache: &Cache, options: &MachineOptions, progress: Progress) -> Result<Programs, Error> {
+    run::is_available()?;
+    thread::scope(|scope| {
+        let kernel = scope.spawn(|| match options.no_fetch || options.no_build {
+            true => Ok(()),
+            false => kernel::ensure(cache, checkout, &options.kernel, progress),
+        });
+        // What is missing anyway is said before minutes of building.
+        if options.no_fetch || matches!(options.kernel, KernelChoice::Image(_)) {
+            kernel::find(&cache.reader()?, checkout, &options.kernel)?;
+        }
+        let programs = cross::programs(checkout, !options.no_build, progress);
+        kernel.join().expect("fetching does not panic")?;
+        programs
+    })
+}
+
+/// Brings kernel and programs, and packs them with the command.
 fn prepare(
     checkout: &Path,
     options: &MachineOptions,
@@ -138,32 +173,20 @@ fn prepare(
     command: &[OsString],
     work: &Path,
 ) -> Result<Machine, Error> {
-    run::is_available()?;
+    let progress = options.progress();
     let cache = Cache::open(&checkout.join(".tidemark/lab"))?;
-    let kernel = match kernel::find(&cache, checkout, &options.kernel) {
-        Err(Error::NotCached { .. }) if !options.no_build => {
-            match &options.kernel {
-                KernelChoice::Debian(series) => kernel::fetch(&cache, *series)?.iter().for_each(announce),
-                KernelChoice::Built(configuration) => announce(&kernel::build(&cache, checkout, *configuration)?),
-                KernelChoice::Image(_) => {}
-            }
-            kernel::find(&cache, checkout, &options.kernel)?
-        }
-        found => found?,
-    };
-    let busybox = kernel::busybox(&cache)?;
-    if command.is_empty() && busybox.is_none() {
+    let programs = bring(checkout, &cache, options, progress)?;
+    // Others may fetch while the guest runs: what it needs is copied before.
+    let reader = cache.reader()?;
+    let kernel = kernel::find(&reader, checkout, &options.kernel)?;
+    let Some(busybox) = kernel::busybox(&reader)? else {
         return Err(Error::NotCached { what: "busybox".to_owned(), remedy: "fetch".to_owned() });
-    }
-    // Others may fetch while the guest runs: what it needs is in the initramfs, but for the image.
-    let image = work.join("Image");
+    };
+    let (image, initramfs) = (work.join("Image"), work.join("initramfs.cpio"));
     fs::copy(&kernel.image, &image).map_err(Error::file("copy", &kernel.image))?;
-    drop(cache);
-    let programs = cross::programs(checkout, !options.no_build)?;
-    let initramfs = work.join("initramfs.cpio");
-    let contents =
-        Contents { programs: &programs, modules: &kernel.modules, busybox: busybox.as_deref(), files, command };
+    let contents = Contents { programs: &programs, modules: &kernel.modules, busybox: Some(&busybox), files, command };
     guest::write(&contents, &initramfs)?;
+    progress.step(format_args!("booting kernel {}", options.kernel));
     Ok(Machine {
         image,
         initramfs,
@@ -172,6 +195,12 @@ fn prepare(
         cpus: options.cpus,
         memory_mib: options.memory,
     })
+}
+
+impl MachineOptions {
+    fn progress(&self) -> Progress {
+        Progress::new(self.quiet)
+    }
 }
 
 fn announce(item: &Item) {

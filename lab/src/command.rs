@@ -1,7 +1,7 @@
 //! Running other programs to their end.
 
 use std::io::ErrorKind;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use crate::error::Error;
 
@@ -26,8 +26,47 @@ pub(crate) fn output(command: &mut Command, program: &'static str, package: &'st
 /// # Errors
 /// As [`output`].
 pub(crate) fn visibly(command: &mut Command, program: &'static str, package: &'static str) -> Result<(), Error> {
-    let status = command.stdin(Stdio::null()).status().map_err(|error| not_started(&error, program, package))?;
-    if status.success() { Ok(()) } else { Err(failed(command, &status.to_string(), "")) }
+    start(command, program, package)?.wait()
+}
+
+/// A program that runs beside the lab; one that is not waited for is ended.
+#[derive(Debug)]
+pub(crate) struct Running {
+    child: Child,
+    program: &'static str,
+}
+
+/// Starts `command` with its output going where the lab's goes.
+///
+/// # Errors
+/// [`Error::NoProgram`] with `package` if it is not installed.
+pub(crate) fn start(command: &mut Command, program: &'static str, package: &'static str) -> Result<Running, Error> {
+    let child = command.stdin(Stdio::null()).spawn().map_err(|error| not_started(&error, program, package))?;
+    Ok(Running { child, program })
+}
+
+impl Running {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// [`Error::Program`] if it fails.
+    pub(crate) fn wait(mut self) -> Result<(), Error> {
+        let failed =
+            |status: String| Error::Program { program: self.program.to_owned(), status, output: String::new() };
+        match self.child.wait() {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(failed(status.to_string())),
+            Err(error) => Err(failed(error.to_string())),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail where it has ended, which is as well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 fn not_started(error: &std::io::Error, program: &'static str, package: &'static str) -> Error {

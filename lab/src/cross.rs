@@ -8,6 +8,7 @@ use std::process::Command;
 
 use crate::command;
 use crate::error::Error;
+use crate::progress::Progress;
 
 const MUSL: &str = "aarch64-unknown-linux-musl";
 const GNU: &str = "aarch64-unknown-linux-gnu";
@@ -26,7 +27,7 @@ pub(crate) struct Programs {
 ///
 /// # Errors
 /// [`Error::NotCached`] if they must not be built and are not there.
-pub(crate) fn programs(checkout: &Path, build: bool) -> Result<Programs, Error> {
+pub(crate) fn programs(checkout: &Path, build: bool, progress: Progress) -> Result<Programs, Error> {
     let output = match std::env::var_os("CARGO_TARGET_DIR") {
         Some(directory) => checkout.join(directory),
         None => checkout.join("target"),
@@ -40,10 +41,17 @@ pub(crate) fn programs(checkout: &Path, build: bool) -> Result<Programs, Error> 
         firmware: output.join(FIRMWARE).join("release").join("firmware"),
     };
     if build {
+        if target == MUSL && !has_target(MUSL) {
+            return Err(Error::NoTarget { target: MUSL });
+        }
+        progress.step(format_args!("building hostvmm for {target} and the firmware"));
         let mut firmware = cargo(checkout);
         firmware.args(["build", "--quiet", "--release", "--package", "firmware", "--target", FIRMWARE]);
-        command::visibly(&mut firmware, "cargo", "cargo")?;
-        command::visibly(&mut host_build(checkout, target), "cargo", "cargo")?;
+        // They have no crate in common, and the end of one build leaves CPUs to the other.
+        let firmware = command::start(&mut firmware, "cargo", "cargo")?;
+        let host = command::visibly(&mut host_build(checkout, target), "cargo", "cargo");
+        firmware.wait()?;
+        host?;
     } else if let Some(missing) =
         [&programs.init, &programs.hostvmm, &programs.firmware].into_iter().find(|path| !path.is_file())
     {
@@ -51,6 +59,14 @@ pub(crate) fn programs(checkout: &Path, build: bool) -> Result<Programs, Error> 
         return Err(Error::NotCached { what, remedy: "run -- hostvmm probe".to_owned() });
     }
     Ok(programs)
+}
+
+/// Whether the compiler that `cargo` uses here has the target's standard library.
+fn has_target(target: &str) -> bool {
+    let Ok(root) = command::output(Command::new("rustc").args(["--print", "sysroot"]), "rustc", "rustc") else {
+        return false;
+    };
+    Path::new(root.trim()).join("lib/rustlib").join(target).join("lib").is_dir()
 }
 
 fn host_build(checkout: &Path, target: &str) -> Command {
@@ -80,7 +96,7 @@ mod tests {
     #[test]
     fn programs_that_must_not_be_built_are_asked_for() {
         let empty = tempfile::tempdir().unwrap();
-        assert!(matches!(programs(empty.path(), false), Err(Error::NotCached { .. })));
+        assert!(matches!(programs(empty.path(), false, Progress::new(true)), Err(Error::NotCached { .. })));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// Exit status: what was asked for cannot be meant; clap's number.
+pub(crate) const USAGE: u8 = 2;
 /// Exit status: the lab itself failed, whatever the command would have said. The same number as `docker run`'s.
 pub(crate) const FAILED: u8 = 125;
 /// Exit status: something that the lab needs is not to be had on this machine.
@@ -25,6 +27,12 @@ pub enum Error {
         /// What was looked for.
         what: String,
     },
+    /// Debian's packages could not be checked here.
+    #[error("{path} is missing, by which Debian's packages are checked: apt-get install debian-archive-keyring")]
+    NoKeyring {
+        /// The keyring's place.
+        path: &'static str,
+    },
     /// Nothing fetched or built, where fetching was ruled out.
     #[error("{what} is not in the cache: run `scripts/lab {remedy}`")]
     NotCached {
@@ -32,6 +40,28 @@ pub enum Error {
         what: String,
         /// The subcommand that brings it.
         remedy: String,
+    },
+    /// The compiler has no libraries for the guest's programs.
+    #[error("the compiler has no target {target}: run `scripts/lab prepare`")]
+    NoTarget {
+        /// The target.
+        target: &'static str,
+    },
+    /// The package sources could not be read or a package not be downloaded.
+    #[error("Debian's packages cannot be fetched here ({status}){}", indented(.output))]
+    Offline {
+        /// How apt ended.
+        status: String,
+        /// The end of what it printed.
+        output: String,
+    },
+    /// The file named as a kernel is none.
+    #[error("--kernel {path}: {why}", path = .path.display())]
+    BadImage {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead, or why it cannot be read.
+        why: String,
     },
     /// A file of the cache is not what was put there.
     #[error("{path} is not the file that was recorded: run `scripts/lab {remedy}` again")]
@@ -98,7 +128,13 @@ impl Error {
     #[must_use]
     pub fn status(&self) -> u8 {
         match self {
-            Self::NoProgram { .. } | Self::NotInArchive { .. } | Self::NotCached { .. } => UNAVAILABLE,
+            Self::NoProgram { .. }
+            | Self::NoKeyring { .. }
+            | Self::NotInArchive { .. }
+            | Self::NotCached { .. }
+            | Self::NoTarget { .. }
+            | Self::Offline { .. } => UNAVAILABLE,
+            Self::BadImage { .. } => USAGE,
             _ => FAILED,
         }
     }

@@ -9,9 +9,10 @@ use std::process::Command;
 use std::str::FromStr;
 
 use crate::apt::{Apt, Unpacked};
-use crate::cache::{Cache, Item, sha256};
+use crate::cache::{Cache, Item, Reader, sha256};
 use crate::command;
 use crate::error::Error;
+use crate::progress::Progress;
 
 const BUSYBOX: &str = "busybox";
 const IMAGE: &str = "Image";
@@ -22,32 +23,33 @@ const MODULES: [&str; 4] = [
     "kernel/drivers/virtio/virtio_mmio",
     "kernel/drivers/char/virtio_console",
 ];
-/// The source package that configurations are for.
-const SOURCE: &str = "linux-source-6.1";
 
 /// Which kernel is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum KernelChoice {
-    /// Debian's cloud kernel of this series.
-    Debian(Series),
+    /// One of Debian's.
+    Packaged(Packaged),
     /// One built with `lab/kernels/NAME.frag`.
     Built(Configuration),
     /// A file.
     Image(PathBuf),
 }
 
-/// A series of Debian's cloud kernels.
+/// A kernel that Debian has as a package.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Series {
-    /// 6.1, Debian 12's own.
+pub(crate) enum Packaged {
+    /// The cloud kernel of 6.1, Debian 12's own series.
     #[value(name = "6.1")]
     V6_1,
-    /// 6.12, which has the dirty ring.
+    /// The cloud kernel of 6.12, which has the dirty ring.
     #[value(name = "6.12")]
     V6_12,
+    /// 6.12 with pages of 16 KiB.
+    #[value(name = "16k")]
+    K16,
 }
 
-/// A host page size and virtual address width to build a kernel with.
+/// What Debian has no package of: host page size, virtual address width, debugging.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 #[value(rename_all = "verbatim")]
 pub(crate) enum Configuration {
@@ -59,6 +61,9 @@ pub(crate) enum Configuration {
     K64V42,
     #[value(name = "64k48")]
     K64V48,
+    /// 6.12, which shows its stage-2 tables in debugfs.
+    #[value(name = "4k48p")]
+    K4V48P,
 }
 
 /// A kernel that is there.
@@ -69,30 +74,41 @@ pub(crate) struct Kernel {
     pub(crate) modules: Vec<PathBuf>,
 }
 
-impl Series {
-    fn name(self) -> &'static str {
+impl Packaged {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::V6_1 => "6.1",
             Self::V6_12 => "6.12",
+            Self::K16 => "16k",
         }
     }
 
-    /// What the names of its packages begin with.
-    fn prefix(self) -> &'static str {
+    /// What the names of its packages begin and end with.
+    fn packages(self) -> (&'static str, &'static str) {
         match self {
-            Self::V6_1 => "linux-image-6.1.0-",
-            Self::V6_12 => "linux-image-6.12.",
+            Self::V6_1 => ("linux-image-6.1.0-", "-cloud-arm64"),
+            Self::V6_12 => ("linux-image-6.12.", "-cloud-arm64"),
+            Self::K16 => ("linux-image-6.12.", "-arm64-16k"),
         }
     }
 }
 
 impl Configuration {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::K4V39 => "4k39",
             Self::K4V48 => "4k48",
             Self::K64V42 => "64k42",
             Self::K64V48 => "64k48",
+            Self::K4V48P => "4k48p",
+        }
+    }
+
+    /// The source package that it is for.
+    fn source(self) -> &'static str {
+        match self {
+            Self::K4V39 | Self::K4V48 | Self::K64V42 | Self::K64V48 => "linux-source-6.1",
+            Self::K4V48P => "linux-source-6.12",
         }
     }
 
@@ -111,14 +127,14 @@ impl FromStr for KernelChoice {
 
     fn from_str(text: &str) -> Result<Self, String> {
         use clap::ValueEnum;
-        if let Ok(series) = Series::from_str(text, false) {
-            Ok(Self::Debian(series))
+        if let Ok(packaged) = Packaged::from_str(text, false) {
+            Ok(Self::Packaged(packaged))
         } else if let Ok(configuration) = Configuration::from_str(text, false) {
             Ok(Self::Built(configuration))
         } else if text.contains('/') || Path::new(text).is_file() {
             Ok(Self::Image(text.into()))
         } else {
-            Err("not 6.1, 6.12, 4k39, 4k48, 64k42, 64k48 or a path".to_owned())
+            Err("not 6.1, 6.12, 16k, 4k39, 4k48, 64k42, 64k48, 4k48p or the path of a file".to_owned())
         }
     }
 }
@@ -126,7 +142,7 @@ impl FromStr for KernelChoice {
 impl fmt::Display for KernelChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Debian(series) => f.write_str(series.name()),
+            Self::Packaged(packaged) => f.write_str(packaged.name()),
             Self::Built(configuration) => f.write_str(configuration.name()),
             Self::Image(path) => path.display().fmt(f),
         }
@@ -136,15 +152,14 @@ impl fmt::Display for KernelChoice {
 /// The kernel asked for, from the cache or as the file it is.
 ///
 /// # Errors
-/// [`Error::NotCached`] says by which subcommand it comes there.
-pub(crate) fn find(cache: &Cache, checkout: &Path, choice: &KernelChoice) -> Result<Kernel, Error> {
+/// [`Error::NotCached`] says by which subcommand it comes there; [`Error::BadImage`].
+pub(crate) fn find(cache: &Reader<'_>, checkout: &Path, choice: &KernelChoice) -> Result<Kernel, Error> {
     let (name, remedy) = match choice {
         KernelChoice::Image(path) => {
-            // Reading it here says what is wrong before QEMU does.
-            fs::File::open(path).map_err(Error::file("read", path))?;
+            check_image(path)?;
             return Ok(Kernel { image: path.clone(), modules: Vec::new() });
         }
-        KernelChoice::Debian(series) => (series.name(), format!("fetch --kernel {choice}")),
+        KernelChoice::Packaged(packaged) => (packaged.name(), format!("fetch --kernel {choice}")),
         KernelChoice::Built(configuration) => (configuration.name(), format!("kernel {choice}")),
     };
     let Some((item, directory)) = cache.get(name, &remedy)? else {
@@ -159,51 +174,91 @@ pub(crate) fn find(cache: &Cache, checkout: &Path, choice: &KernelChoice) -> Res
     Ok(Kernel { image: directory.join(IMAGE), modules })
 }
 
+/// Brings the kernel asked for, and busybox, into the cache unless they are there.
+pub(crate) fn ensure(cache: &Cache, checkout: &Path, choice: &KernelChoice, progress: Progress) -> Result<(), Error> {
+    match (find(&cache.reader()?, checkout, choice), choice) {
+        (Err(Error::NotCached { .. }), KernelChoice::Packaged(packaged)) => {
+            fetch_missing(cache, checkout, *packaged, progress)?;
+        }
+        (Err(Error::NotCached { .. }), KernelChoice::Built(configuration)) => {
+            build(cache, checkout, *configuration, progress)?;
+        }
+        (found, _) => drop(found?),
+    }
+    if busybox(&cache.reader()?)?.is_none() {
+        fetch_busybox(cache, &Apt::update(cache, progress)?, progress)?;
+    }
+    Ok(())
+}
+
 /// Busybox for the guest, if it has been fetched.
-pub(crate) fn busybox(cache: &Cache) -> Result<Option<PathBuf>, Error> {
+pub(crate) fn busybox(cache: &Reader<'_>) -> Result<Option<PathBuf>, Error> {
     Ok(cache.get(BUSYBOX, "fetch")?.map(|(_, directory)| directory.join(BUSYBOX)))
 }
 
-/// Fetches the newest kernel of a series, and busybox.
-pub(crate) fn fetch(cache: &Cache, series: Series) -> Result<[Item; 2], Error> {
-    let apt = Apt::update(&cache.directory().join("apt"))?;
+/// Fetches the newest of a kernel's packages, and busybox.
+pub(crate) fn fetch(cache: &Cache, packaged: Packaged, progress: Progress) -> Result<[Item; 2], Error> {
+    let _making = cache.maker(packaged.name())?;
+    fetch_alone(cache, packaged, progress)
+}
+
+fn fetch_missing(cache: &Cache, checkout: &Path, packaged: Packaged, progress: Progress) -> Result<(), Error> {
+    let _making = cache.maker(packaged.name())?;
+    // Whoever was waited for may have brought it.
+    if let Ok(_there) = find(&cache.reader()?, checkout, &KernelChoice::Packaged(packaged)) {
+        return Ok(());
+    }
+    fetch_alone(cache, packaged, progress).map(drop)
+}
+
+fn fetch_alone(cache: &Cache, packaged: Packaged, progress: Progress) -> Result<[Item; 2], Error> {
+    let apt = Apt::update(cache, progress)?;
     let work = work_directory(cache)?;
-    let package = apt.newest(series.prefix(), "-cloud-arm64")?;
+    let (prefix, suffix) = packaged.packages();
+    let package = apt.newest(prefix, suffix)?;
+    progress.step(format_args!("fetching {package}"));
     let kernel = apt.unpack(&package, work.path())?;
-    let busybox = apt.unpack("busybox-static", work.path())?;
     let release = package.trim_start_matches("linux-image-");
     let mut files = vec![(IMAGE.to_owned(), kernel.tree.join("boot").join(format!("vmlinuz-{release}")))];
     files.extend(modules(&kernel.tree.join("lib/modules").join(release)));
-    Ok([
-        put(cache, series.name(), &kernel, &files)?,
-        put(cache, BUSYBOX, &busybox, &[(BUSYBOX.to_owned(), busybox.tree.join("bin/busybox"))])?,
-    ])
+    Ok([put(cache, packaged.name(), &kernel, &files)?, fetch_busybox(cache, &apt, progress)?])
+}
+
+fn fetch_busybox(cache: &Cache, apt: &Apt, progress: Progress) -> Result<Item, Error> {
+    progress.step(format_args!("fetching busybox"));
+    let work = work_directory(cache)?;
+    let busybox = apt.unpack("busybox-static", work.path())?;
+    put(cache, BUSYBOX, &busybox, &[(BUSYBOX.to_owned(), busybox.tree.join("bin/busybox"))])
 }
 
 /// Builds a configuration from Debian's kernel source, unless the cache has it; takes minutes.
-pub(crate) fn build(cache: &Cache, checkout: &Path, configuration: Configuration) -> Result<Item, Error> {
+pub(crate) fn build(
+    cache: &Cache,
+    checkout: &Path,
+    configuration: Configuration,
+    progress: Progress,
+) -> Result<Item, Error> {
+    let name = configuration.name();
+    let _making = cache.maker(name)?;
     let fragments = configuration.fragments(checkout)?;
     let key = sha256(fragments.as_bytes());
-    let remedy = format!("kernel {}", configuration.name());
-    if let Ok(Some((item, _))) = cache.get(configuration.name(), &remedy)
+    if let Ok(Some((item, _))) = cache.reader()?.get(name, "")
         && item.sha256 == key
+        && source_in_cache(cache, configuration).is_none_or(|(source, _)| source.version == item.version)
     {
         return Ok(item);
     }
-    let apt = Apt::update(&cache.directory().join("apt"))?;
+    let (source, archive) = source(cache, configuration, progress)?;
     let work = work_directory(cache)?;
-    let source = apt.unpack(SOURCE, work.path())?;
-    let archive = source.tree.join("usr/src").join(format!("{SOURCE}.tar.xz"));
-    let unpack = || -> Command {
-        let mut tar = Command::new("tar");
-        tar.arg("--extract").arg("--file").arg(&archive).arg("--directory").arg(work.path());
-        tar
-    };
-    command::output(&mut unpack(), "tar", "tar xz-utils")?;
-    let tree = work.path().join(SOURCE);
+    progress.step(format_args!("unpacking {} {}", source.package, source.version));
+    let mut tar = Command::new("tar");
+    tar.arg("--extract").arg("--file").arg(&archive).arg("--directory").arg(work.path());
+    command::output(&mut tar, "tar", "tar xz-utils")?;
+    let tree = work.path().join(&source.package);
     let all = work.path().join("all.frag");
     fs::write(&all, &fragments).map_err(Error::file("write", &all))?;
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    progress.step(format_args!("building kernel {name} with {jobs} jobs: about 10 minutes of two CPUs"));
     for goals in [["allnoconfig"].as_slice(), &["Image"]] {
         let mut make = Command::new("make");
         make.current_dir(&tree).env("KCONFIG_ALLCONFIG", &all);
@@ -211,7 +266,45 @@ pub(crate) fn build(cache: &Cache, checkout: &Path, configuration: Configuration
         command::output(make.args(goals), "make", "make gcc-aarch64-linux-gnu flex bison bc libelf-dev libssl-dev")?;
     }
     let image = tree.join("arch/arm64/boot/Image");
-    cache.put(configuration.name(), &source.package, &source.version, &key, &[(IMAGE.to_owned(), image)])
+    cache.put(name, &source.package, &source.version, &key, &[(IMAGE.to_owned(), image)])
+}
+
+/// A kernel's source as an archive in the cache: the kernels of one checkout are built from one version.
+fn source(cache: &Cache, configuration: Configuration, progress: Progress) -> Result<(Item, PathBuf), Error> {
+    let package = configuration.source();
+    let _making = cache.maker(package)?;
+    if let Some(found) = source_in_cache(cache, configuration) {
+        return Ok(found);
+    }
+    let apt = Apt::update(cache, progress)?;
+    let work = work_directory(cache)?;
+    progress.step(format_args!("fetching {package}"));
+    let source = apt.unpack(package, work.path())?;
+    let archive = format!("{package}.tar.xz");
+    let files = [(archive.clone(), source.tree.join("usr/src").join(&archive))];
+    Ok((put(cache, package, &source, &files)?, cache.directory().join(package).join(archive)))
+}
+
+fn source_in_cache(cache: &Cache, configuration: Configuration) -> Option<(Item, PathBuf)> {
+    let package = configuration.source();
+    let (item, directory) = cache.reader().ok()?.get(package, "").ok()??;
+    Some((item, directory.join(format!("{package}.tar.xz"))))
+}
+
+/// Whether QEMU will boot the file: an arm64 Image by its magic number (arm64/booting.rst), as it is or gzipped.
+fn check_image(path: &Path) -> Result<(), Error> {
+    use std::io::Read;
+    let bad = |why: String| Error::BadImage { path: path.to_owned(), why };
+    let mut header = Vec::new();
+    let opened = fs::File::open(path).map_err(|error| bad(error.to_string()))?;
+    opened.take(64).read_to_end(&mut header).map_err(|error| bad(error.to_string()))?;
+    if header.get(56..60) == Some(b"ARM\x64") || header.starts_with(&[0x1f, 0x8b]) {
+        return Ok(());
+    }
+    if header.get(4..8) == Some(b"zimg") {
+        return Err(bad("an EFI zboot image, not the Image inside: take arch/arm64/boot/Image".to_owned()));
+    }
+    Err(bad("no arm64 Image: the magic number is missing at byte 56".to_owned()))
 }
 
 /// What the guest must insert of a tree of modules, with names in the order of insertion.
@@ -241,7 +334,7 @@ mod tests {
 
     #[test]
     fn names_are_told_from_paths() {
-        assert_eq!("6.12".parse(), Ok(KernelChoice::Debian(Series::V6_12)));
+        assert_eq!("6.12".parse(), Ok(KernelChoice::Packaged(Packaged::V6_12)));
         assert_eq!("64k42".parse(), Ok(KernelChoice::Built(Configuration::K64V42)));
         assert_eq!("./Image".parse(), Ok(KernelChoice::Image("./Image".into())));
         assert!("6.13".parse::<KernelChoice>().is_err());
@@ -260,19 +353,40 @@ mod tests {
 
     #[test]
     fn every_configuration_has_its_fragment() {
+        use clap::ValueEnum;
         let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        for configuration in [Configuration::K4V39, Configuration::K4V48, Configuration::K64V42, Configuration::K64V48]
-        {
+        for configuration in Configuration::value_variants() {
             let text = configuration.fragments(checkout).unwrap();
             assert!(text.contains("CONFIG_KVM=y") && text.contains(&format!("-lab{}", configuration.name())));
         }
     }
 
     #[test]
+    fn a_file_that_is_no_image_is_refused_with_what_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let why = |bytes: &[u8]| {
+            let path = directory.path().join("Image");
+            fs::write(&path, bytes).unwrap();
+            check_image(&path).map_err(|error| error.to_string())
+        };
+        let mut image = [0; 64];
+        image[56..60].copy_from_slice(b"ARM\x64");
+        assert_eq!(why(&image), Ok(()));
+        assert_eq!(why(&[0x1f, 0x8b, 8]), Ok(()));
+        assert!(why(b"MZ\0\0zimg").unwrap_err().contains("zboot"));
+        assert!(why(b"\x7fELF").unwrap_err().contains("no arm64 Image"));
+        assert!(why(b"").unwrap_err().contains("no arm64 Image"));
+        let missing = check_image(&directory.path().join("missing")).unwrap_err();
+        assert!(missing.to_string().contains("No such file"), "{missing}");
+        assert_eq!(missing.status(), 2);
+    }
+
+    #[test]
     fn a_kernel_that_is_not_cached_says_how_to_get_it() {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::open(directory.path()).unwrap();
-        let error = find(&cache, directory.path(), &KernelChoice::Debian(Series::V6_1)).unwrap_err();
+        let error =
+            find(&cache.reader().unwrap(), directory.path(), &KernelChoice::Packaged(Packaged::V6_1)).unwrap_err();
         assert!(error.to_string().contains("scripts/lab fetch --kernel 6.1"), "{error}");
     }
 }

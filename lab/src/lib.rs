@@ -4,7 +4,7 @@
 //! - [`cache`]: what has been fetched and built; [`apt`]: packages from the machine's Debian sources.
 //! - [`kernel`]: the guest's kernel, [`cross`]: the programs for it, [`guest`]: the initramfs of both.
 //! - [`qemu`]: the machine as a command line; [`run`]: boot it, and judge what comes back.
-//! - [`cli`]: the command line. The guest's first program, and what both sides agree on, is crate `lab-init`.
+//! - [`progress`]: what is told while it works; [`cli`]: the command line. The guest's first program, and what both sides agree on, is crate `lab-init`.
 
 mod apt;
 mod cache;
@@ -14,6 +14,7 @@ mod cross;
 mod error;
 mod guest;
 mod kernel;
+mod progress;
 mod qemu;
 mod run;
 

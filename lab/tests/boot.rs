@@ -9,7 +9,7 @@ const UNAVAILABLE: i32 = 126;
 /// Runs `script` in the guest; none if this machine has no lab.
 fn guest(script: &str, timeout: &str, out: &std::path::Path) -> Option<Output> {
     let mut lab = Command::new(env!("CARGO_BIN_EXE_lab"));
-    lab.args(["run", "--no-build", "--timeout", timeout, "--out"]).arg(out).args(["--", "sh", "-c", script]);
+    lab.args(["run", "--no-build", "--quiet", "--timeout", timeout, "--out"]).arg(out).args(["--", "sh", "-c", script]);
     let output = lab.output().unwrap();
     if output.status.code() == Some(UNAVAILABLE) {
         print!("skipped: {}", String::from_utf8_lossy(&output.stderr));
