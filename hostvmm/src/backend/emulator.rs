@@ -105,7 +105,7 @@ impl Vm for EmulatorVm {
         1 << self.machine.config().log_page_shift
     }
 
-    fn start_dirty_log(&self) -> Result<(), BackendError> {
+    fn start_dirty_log(&self, _: &[SlotId]) -> Result<(), BackendError> {
         if self.logging.swap(true, Ordering::SeqCst) {
             return Err(Self::dirty_log_error("it runs already"));
         }

@@ -28,6 +28,7 @@ pub(crate) mod store_guest;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use abi::{Gpa, GuestRange};
 
@@ -293,11 +294,12 @@ pub trait Vm: Send + Sync {
     /// Bytes that one dirty bit stands for.
     fn log_page_bytes(&self) -> u64;
 
-    /// Starts logging writes to every slot, with every page clean.
+    /// Starts logging writes to `slots`, with every page clean. Logging costs the guest a fault a page: a slot that
+    /// nobody harvests is better left out. (The emulator logs all of them, at no cost.)
     ///
     /// # Errors
     /// [`BackendError::DirtyLog`] where it runs already.
-    fn start_dirty_log(&self) -> Result<(), BackendError>;
+    fn start_dirty_log(&self, slots: &[SlotId]) -> Result<(), BackendError>;
 
     /// Stops logging.
     ///
@@ -312,6 +314,11 @@ pub trait Vm: Send + Sync {
     /// [`BackendError::DirtyLog`] where the log does not run or `bitmap` has another length than the slot's pages / 64,
     /// rounded up.
     fn harvest_dirty(&self, slot: SlotId, bitmap: &mut [u64]) -> Result<(), BackendError>;
+
+    /// How much of the last harvest went into resetting what had been fetched, where that is a call of its own.
+    fn last_reset(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Plants a fault in the dirty log.
     ///

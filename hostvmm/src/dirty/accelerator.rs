@@ -3,6 +3,8 @@
 //! It goes through [`crate::backend::Vm`], so it says nothing of how the emulator keeps write tags and log in step, or of
 //! which ioctls reset which of KVM's logs. The VMM's own writes are in it, too, by [`crate::backend::Vm::mark_dirty`].
 
+use std::time::Duration;
+
 use super::{DirtyLog, DirtyLogError, DirtyLogKind, FirstHarvest, PageBitmap, check_size};
 use crate::backend::{BackendError, VmHandle};
 use crate::memory::{GuestMemory, SlotId};
@@ -52,7 +54,8 @@ impl DirtyLog for AcceleratorLog {
         if self.running {
             return Err(DirtyLogError::Running { kind: self.kind });
         }
-        self.vm.start_dirty_log().map_err(|error| self.failed(error))?;
+        let slots: Vec<SlotId> = self.slots.iter().map(|(slot, _)| *slot).collect();
+        self.vm.start_dirty_log(&slots).map_err(|error| self.failed(error))?;
         self.running = true;
         Ok(())
     }
@@ -70,6 +73,10 @@ impl DirtyLog for AcceleratorLog {
         self.fetched.fill_words(|words| vm.harvest_dirty(slot, words)).map_err(|error| self.failed(error))?;
         dirty.or(&self.fetched);
         Ok(())
+    }
+
+    fn last_reset(&self) -> Duration {
+        self.vm.last_reset()
     }
 
     fn stop(&mut self) -> Result<(), DirtyLogError> {

@@ -37,7 +37,7 @@ impl Vm for LogOnly {
     fn log_page_bytes(&self) -> u64 {
         1 << self.log.page_shift()
     }
-    fn start_dirty_log(&self) -> Result<(), BackendError> {
+    fn start_dirty_log(&self, _: &[SlotId]) -> Result<(), BackendError> {
         self.log.start();
         Ok(())
     }

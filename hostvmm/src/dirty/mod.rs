@@ -26,6 +26,7 @@ mod several;
 use std::fmt;
 use std::io;
 use std::str::FromStr;
+use std::time::Duration;
 
 pub use accelerator::AcceleratorLog;
 pub use bitmap::{BitmapSizeError, PageBitmap, Runs};
@@ -62,6 +63,11 @@ pub trait DirtyLog: Send {
     /// [`DirtyLogError::NotLogging`], [`DirtyLogError::Size`] where `dirty` is not of the slot's size in
     /// [`Self::page_bytes`], and what the mechanism reports.
     fn harvest(&mut self, slot: SlotId, dirty: &mut PageBitmap) -> Result<(), DirtyLogError>;
+
+    /// How much of the last harvest went into resetting what had been fetched, where that is a call of its own.
+    fn last_reset(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Stops logging. What was not harvested is lost.
     ///

@@ -20,6 +20,8 @@
 //! write and the sets must be equal. A first harvest that reports every page by rule ([`FirstHarvest::AllSet`]) is
 //! not compared. Every log is compared with the first.
 
+use std::time::Duration;
+
 use super::{DirtyLog, DirtyLogError, DirtyLogKind, FirstHarvest, PageBitmap, check_size};
 use crate::memory::{GuestMemory, SlotId};
 
@@ -171,6 +173,10 @@ impl DirtyLog for SeveralLogs {
         sets.iter().for_each(|set| dirty.or(set));
         self.compare(slot, &sets);
         Ok(())
+    }
+
+    fn last_reset(&self) -> Duration {
+        self.logs.iter().map(|log| log.last_reset()).sum()
     }
 
     fn stop(&mut self) -> Result<(), DirtyLogError> {

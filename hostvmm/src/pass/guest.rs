@@ -12,6 +12,9 @@ pub trait Guest {
     /// Number of vCPUs.
     fn vcpus(&self) -> usize;
 
+    /// What the guest's own counter says. Where time is instructions, it is the same in every run of a seed.
+    fn now(&self) -> Duration;
+
     /// Gives `command` to every vCPU and waits until all are parked again.
     ///
     /// # Errors

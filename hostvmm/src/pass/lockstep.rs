@@ -49,13 +49,16 @@ pub(super) fn pass_with(
     steps: std::ops::Range<u64>,
 ) -> Result<PageBitmap, PassError> {
     (session.before_pass)(pass)?;
+    let start = session.guest.now();
     session.guest.run_all(Command::RunSteps { first: steps.start, count: steps.end - steps.start })?;
+    let run_ns = session.guest.now().saturating_sub(start).as_nanos() as u64;
     let predicted = model.advance_all(steps.end, session.page_bytes());
     let mut copied = session.harvest(pass)?;
     session.copy(&mut copied)?;
     let verdict = judge_sets(&predicted, &copied.harvested, &session.circumstances(pass));
     let mut entry = copied.entry;
     entry.predicted = predicted.count();
+    entry.run_ns = run_ns;
     session.judge(&mut entry, &verdict);
     session.check_digests(model, &mut entry)?;
     session.finish(entry);

@@ -61,6 +61,10 @@ impl Guest for LoopGuest {
         VCPUS
     }
 
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn run_all(&mut self, command: Command) -> Result<(), GuestError> {
         self.start_all(command)?;
         self.step_to(self.end);

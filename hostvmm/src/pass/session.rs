@@ -111,7 +111,8 @@ impl Session<'_> {
         if let Some(interference) = &self.interference {
             interference.on_harvest(pass, &mut harvested);
         }
-        let entry = PassEntry { pass, harvested: harvested.count(), harvest_ns, ..PassEntry::default() };
+        let reset_ns = self.log.last_reset().as_nanos() as u64;
+        let entry = PassEntry { pass, harvested: harvested.count(), harvest_ns, reset_ns, ..PassEntry::default() };
         Ok(Copied { harvested, entry })
     }
 

@@ -170,8 +170,15 @@ pub struct PassEntry {
     pub digest_copy: Option<String>,
     /// Digest computed from the plan; null in a live pass.
     pub digest_model: Option<String>,
+    /// In lockstep: from telling the vCPUs to run the pass's steps until all have parked again, in ns of the guest's own
+    /// counter; 0 in live mode.
+    #[serde(default)]
+    pub run_ns: u64,
     /// Time to fetch and reset the log, in ns.
     pub harvest_ns: u64,
+    /// Of `harvest_ns`, the time in calls that only reset (KVM_CLEAR_DIRTY_LOG, KVM_RESET_DIRTY_RINGS).
+    #[serde(default)]
+    pub reset_ns: u64,
     /// Time to copy, in ns.
     pub copy_ns: u64,
     /// Time to digest the destination, in ns.

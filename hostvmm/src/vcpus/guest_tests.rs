@@ -85,7 +85,7 @@ fn a_guest_is_commanded_logged_and_powers_off() {
             Event::Parked { vcpu: 0, outcome: Outcome::Ready { progress } } => assert_eq!(progress.raw(), PROGRESS),
             other => panic!("{clock:?}: {other:?}"),
         }
-        machine.vm().start_dirty_log().unwrap();
+        machine.vm().start_dirty_log(&SlotId::ALL).unwrap();
         for (first, count) in [(0, 3), (1, 1), (100, 2)] {
             vcpus.command(0, Command::RunSteps { first, count }).unwrap();
             match event(&vcpus) {

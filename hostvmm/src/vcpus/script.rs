@@ -124,7 +124,7 @@ impl Vm for ScriptVm {
         4096
     }
 
-    fn start_dirty_log(&self) -> Result<(), BackendError> {
+    fn start_dirty_log(&self, _: &[SlotId]) -> Result<(), BackendError> {
         Ok(())
     }
 

@@ -167,6 +167,11 @@ impl Guest for RunningGuest<'_> {
         self.outcomes.len()
     }
 
+    fn now(&self) -> Duration {
+        let ns = u128::from(self.vm.now_ticks()) * 1_000_000_000 / u128::from(self.vm.ticks_per_second());
+        Duration::from_nanos(ns as u64)
+    }
+
     fn run_all(&mut self, command: Command) -> Result<(), GuestError> {
         self.start_all(command)?;
         if self.clock == Clock::Icount {

@@ -21,6 +21,7 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use abi::GuestRange;
 use kvm_bindings::{
@@ -50,6 +51,10 @@ pub(super) struct Tracker {
     log: KvmLog,
     memory: GuestMemory,
     logging: AtomicBool,
+    /// By slot: whether its writes are logged.
+    logged: [AtomicBool; SlotId::ALL.len()],
+    /// Nanoseconds that the last harvest spent in KVM_CLEAR_DIRTY_LOG or KVM_RESET_DIRTY_RINGS.
+    last_reset_ns: AtomicU64,
     /// Written by the VMM, or taken from a ring, since the last harvest: a bit a page, by slot.
     noted: Vec<Vec<AtomicU64>>,
     rings: Mutex<Vec<Ring>>,
@@ -68,6 +73,8 @@ impl Tracker {
             log,
             memory: memory.clone(),
             logging: AtomicBool::new(false),
+            logged: Default::default(),
+            last_reset_ns: AtomicU64::new(0),
             noted: noted.into(),
             rings: Mutex::default(),
         };
@@ -125,12 +132,13 @@ impl Tracker {
         }
     }
 
-    pub(super) fn start(&self) -> Result<(), BackendError> {
+    pub(super) fn start(&self, slots: &[SlotId]) -> Result<(), BackendError> {
         if self.logging.load(Ordering::SeqCst) {
             return Err(failed("it runs already"));
         }
-        for slot in SlotId::ALL {
-            self.set_slot(slot, KVM_MEM_LOG_DIRTY_PAGES).map_err(|error| failed_on(slot, "start", &error))?;
+        for slot in slots {
+            self.set_slot(*slot, KVM_MEM_LOG_DIRTY_PAGES).map_err(|error| failed_on(*slot, "start", &error))?;
+            self.logged[slot.index()].store(true, Ordering::SeqCst);
         }
         // What is left in rings and notes is from before.
         self.empty_rings()?;
@@ -144,14 +152,21 @@ impl Tracker {
             return Err(failed("it does not run"));
         }
         for slot in SlotId::ALL {
-            self.set_slot(slot, 0).map_err(|error| failed_on(slot, "stop", &error))?;
+            if self.logged[slot.index()].swap(false, Ordering::SeqCst) {
+                self.set_slot(slot, 0).map_err(|error| failed_on(slot, "stop", &error))?;
+            }
         }
         self.empty_rings()
     }
 
+    /// How much of the last harvest went into resetting: nothing where KVM_GET_DIRTY_LOG resets.
+    pub(super) fn last_reset(&self) -> Duration {
+        Duration::from_nanos(self.last_reset_ns.load(Ordering::Relaxed))
+    }
+
     pub(super) fn harvest(&self, slot: SlotId, bitmap: &mut [u64]) -> Result<(), BackendError> {
-        if !self.logging.load(Ordering::SeqCst) {
-            return Err(failed("it does not run"));
+        if !self.logged[slot.index()].load(Ordering::SeqCst) {
+            return Err(failed(format!("it does not run for the {slot}")));
         }
         let noted = &self.noted[slot.index()];
         if bitmap.len() != noted.len() {
@@ -163,11 +178,13 @@ impl Tracker {
             .get_dirty_log(slot.index() as u32, len_bytes)
             .map_err(|error| failed(format!("KVM_GET_DIRTY_LOG of the {slot}: {error}")))?;
         bitmap.copy_from_slice(&fetched);
+        let reset = Instant::now();
         match self.log {
             KvmLog::Bitmap => {}
             KvmLog::Manual | KvmLog::Initset => self.clear(slot, bitmap)?,
             KvmLog::Ring => self.empty_rings()?,
         }
+        self.last_reset_ns.store(reset.elapsed().as_nanos() as u64, Ordering::Relaxed);
         for (word, noted) in bitmap.iter_mut().zip(noted) {
             if noted.load(Ordering::Relaxed) != 0 {
                 *word |= noted.swap(0, Ordering::SeqCst);

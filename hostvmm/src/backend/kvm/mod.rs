@@ -21,6 +21,7 @@ mod tests;
 mod vcpu;
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use abi::GuestRange;
 use kvm_bindings::{KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_CAP_ARM_PMU_V3};
@@ -124,8 +125,8 @@ impl Vm for KvmVm {
         self.tracker.page_bytes()
     }
 
-    fn start_dirty_log(&self) -> Result<(), BackendError> {
-        self.tracker.start()
+    fn start_dirty_log(&self, slots: &[SlotId]) -> Result<(), BackendError> {
+        self.tracker.start(slots)
     }
 
     fn stop_dirty_log(&self) -> Result<(), BackendError> {
@@ -134,6 +135,10 @@ impl Vm for KvmVm {
 
     fn harvest_dirty(&self, slot: SlotId, bitmap: &mut [u64]) -> Result<(), BackendError> {
         self.tracker.harvest(slot, bitmap)
+    }
+
+    fn last_reset(&self) -> Duration {
+        self.tracker.last_reset()
     }
 
     fn plant(&self, _: PlantedFault) -> Result<(), BackendError> {

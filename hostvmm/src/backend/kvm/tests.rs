@@ -41,7 +41,7 @@ fn every_log_reports_what_the_guest_stored_and_no_more() {
         let Some((vm, memory)) = machine(log) else { continue };
         let mut guest = StoreGuest::load(&vm, &memory);
         guest.store(page(0), 1, host_page_bytes(), PAGES);
-        vm.start_dirty_log().unwrap();
+        vm.start_dirty_log(&SlotId::ALL).unwrap();
         if log == KvmLog::Initset {
             assert_eq!(harvest(&vm).len() as u64, PAGES);
         }
@@ -53,7 +53,7 @@ fn every_log_reports_what_the_guest_stored_and_no_more() {
             assert_eq!(harvest(&vm), expected, "{log:?}");
         }
         assert_eq!(harvest(&vm), [0; 0], "{log:?}");
-        assert!(vm.start_dirty_log().is_err());
+        assert!(vm.start_dirty_log(&SlotId::ALL).is_err());
         vm.stop_dirty_log().unwrap();
         assert!(vm.harvest_dirty(SlotId::Region, &mut vec![0; PAGES.div_ceil(64) as usize]).is_err());
     }
@@ -63,7 +63,7 @@ fn every_log_reports_what_the_guest_stored_and_no_more() {
 fn a_ring_that_runs_full_loses_nothing() {
     let Some((vm, memory)) = machine(KvmLog::Ring) else { return };
     let mut guest = StoreGuest::load(&vm, &memory);
-    vm.start_dirty_log().unwrap();
+    vm.start_dirty_log(&SlotId::ALL).unwrap();
     for value in 1..3 {
         // More pages than entries, in one run: it cannot end without the ring having been emptied on the way.
         guest.store(page(0), value, host_page_bytes(), PAGES);
@@ -77,7 +77,7 @@ fn no_store_made_during_a_harvest_is_lost() {
     for log in [KvmLog::Bitmap, KvmLog::Manual, KvmLog::Ring] {
         let Some((vm, memory)) = machine(log) else { continue };
         let mut guest = StoreGuest::load(&vm, &memory);
-        vm.start_dirty_log().unwrap();
+        vm.start_dirty_log(&SlotId::ALL).unwrap();
         let mut copy = vec![0; PAGES as usize];
         let mut value = [0];
         thread::scope(|scope| {
