@@ -307,7 +307,7 @@ fn bad_ranges_are_refused_with_their_address() {
     let high = u64::MAX << 47;
     assert_eq!(map(high, 0, u64::MAX), MapError::OutsideVirtual { va: Va::new(high), len_bytes: u64::MAX, bits: 47 });
     for gpa in [(1 << 48) - page, 0_u64.wrapping_sub(page)] {
-        let expected = MapError::OutsidePhysical { gpa: Gpa::new(gpa), len_bytes: 2 * page };
+        let expected = MapError::OutsidePhysical { gpa: Gpa::new(gpa), len_bytes: 2 * page, bits: 48 };
         assert_eq!(map(0, gpa, 2 * page), expected);
     }
     assert_eq!(arena.tables(), 2);
