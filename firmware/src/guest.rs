@@ -4,19 +4,18 @@
 //!   entry (boot table) ─▶ devicetree ─▶ mmu (own tables) ─▶ heap ─▶ gic ─▶ smp (secondaries) ─▶ command loop ─▶ psci off
 //! ```
 //!
-//! - [`entry`], [`image`], [`mmu`], [`cache`], [`exceptions`]: what the architecture asks for;
+//! - [`arch`]: what the architecture asks for; [`image`], [`mmu`], [`exceptions`]: what rests on it directly;
 //! - [`devicetree`], [`console`], [`gic`], [`timer`], [`psci`], [`hypercall`]: the machine around the CPU;
 //! - [`command`], [`pattern`], [`selfcheck`]: the work.
 //!
 //! [`Machine`] is what boot finds out once; all vCPUs share it and never change it.
+#![expect(unsafe_code, reason = "symbols that the entry code jumps to have to keep their names")]
 
-mod cache;
+mod arch;
 mod command;
 mod console;
 mod devicetree;
-mod entry;
 mod exceptions;
-mod features;
 mod gic;
 mod heap;
 mod hypercall;
@@ -34,8 +33,9 @@ use abi::hypercall::{FEATURE_GRANULE, Outcome};
 use alloc::boxed::Box;
 use workload::{Geometry, Plan, Workload};
 
+use arch::cpu;
+use arch::features::Features;
 use devicetree::Devices;
-use features::Features;
 use hypercall::Transport;
 use mmu::AddressSpace;
 
@@ -55,13 +55,14 @@ pub(crate) struct Machine {
 
 /// The primary vCPU, on its own stack, at EL1, under the boot table, with a blank `.bss`. `dtb` is the devicetree's
 /// address.
-fn primary(dtb: usize) -> ! {
+#[unsafe(no_mangle)]
+extern "C" fn primary_entry(dtb: usize) -> ! {
     let devices = devicetree::read(dtb);
     let boot = devices.boot;
     let transport = if boot.flags & FLAG_HVC != 0 { Transport::Hvc } else { devices.transport() };
     hypercall::set_transport(transport);
     let features = Features::detect();
-    if !features.has_granule(boot.tables.granule()) {
+    if !features.has_tables(boot.tables) {
         // The boot table is all the translation there will be, and all that is needed to say so.
         command::refuse(0, devices.psci, Outcome::Unsupported { feature: FEATURE_GRANULE });
     }
@@ -87,11 +88,19 @@ fn primary(dtb: usize) -> ! {
     start(machine, 0)
 }
 
+/// A secondary vCPU, on its own stack, under the translation that the primary built.
+#[unsafe(no_mangle)]
+extern "C" fn secondary_entry(machine: *const Machine, vcpu: usize) -> ! {
+    // SAFETY: the primary leaked the machine before it started this vCPU and nobody changes it; its translation, which
+    // is on, is the primary's.
+    start(unsafe { &*machine }, vcpu)
+}
+
 /// What primary and secondaries do alike once they translate: take interrupts, obey commands.
 fn start(machine: &'static Machine, vcpu: usize) -> ! {
     gic::init_vcpu();
     timer::init();
-    exceptions::unmask_irq();
+    cpu::unmask_irq();
     if vcpu == 0 && machine.boot.flags & FLAG_PLANT_EXCEPTION != 0 {
         exceptions::plant();
     }

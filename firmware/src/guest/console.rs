@@ -2,9 +2,11 @@
 #![expect(unsafe_code, reason = "device registers")]
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use abi::Gpa;
+
+use crate::guest::arch::cpu;
 
 /// Data register (DDI 0183 3.3.1).
 const UARTDR: u64 = 0x00;
@@ -13,11 +15,11 @@ const UARTFR: u64 = 0x18;
 const FIFO_FULL: u32 = 1 << 5;
 
 /// Address of the UART, zero for none.
-static BASE: AtomicU64 = AtomicU64::new(0);
+static BASE: AtomicUsize = AtomicUsize::new(0);
 
 /// Uses the UART at `base`, which is mapped as device memory.
 pub(crate) fn init(base: Gpa) {
-    BASE.store(base.raw(), Ordering::Relaxed);
+    BASE.store(base.raw() as usize, Ordering::Relaxed);
 }
 
 /// Prints. Lines of several vCPUs may mix; only the primary speaks in a normal run.
@@ -25,7 +27,7 @@ pub(crate) fn say(text: fmt::Arguments<'_>) {
     let base = BASE.load(Ordering::Relaxed);
     if base != 0 {
         // The console cannot fail; an error could only come from a Display that does.
-        let _ = Pl011 { base }.write_fmt(text);
+        let _ = Pl011 { base: base as u64 }.write_fmt(text);
     }
 }
 
@@ -35,13 +37,13 @@ struct Pl011 {
 
 impl Pl011 {
     fn put(&self, byte: u8) {
-        let (data, flags) = ((self.base + UARTDR) as *mut u32, (self.base + UARTFR) as *const u32);
+        let (data, flags) = (Gpa::new(self.base + UARTDR), Gpa::new(self.base + UARTFR));
         // SAFETY: `init` was given the address of a UART's registers; reading the flags has no side effect.
-        while unsafe { flags.read_volatile() } & FIFO_FULL != 0 {
+        while unsafe { cpu::read_device(flags) } & FIFO_FULL != 0 {
             core::hint::spin_loop();
         }
         // SAFETY: as above; writing the data register sends the byte.
-        unsafe { data.write_volatile(u32::from(byte)) };
+        unsafe { cpu::write_device(data, u32::from(byte)) };
     }
 }
 

@@ -2,20 +2,19 @@
 //! rules.
 #![expect(unsafe_code, reason = "the request block is memory shared with the host, the doorbell a device register")]
 
-use core::arch::asm;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
-use aarch64_cpu::asm::barrier::{self, SY};
 use abi::Gpa;
 use abi::hypercall::{
-    Command, ExceptionReport, HVC_FUNCTION, Op, Outcome, PANIC_TEXT_MAX, REG_DOORBELL, REQUEST_ALIGN, REQUEST_MAGIC,
-    Request, Status, VERSION, WORDS,
+    Command, ExceptionReport, Op, Outcome, PANIC_TEXT_MAX, REG_DOORBELL, REQUEST_ALIGN, REQUEST_MAGIC, Request, Status,
+    VERSION, WORDS,
 };
 use abi::map::MAX_VCPUS;
-use smccc::{Call, Hvc};
 use zerocopy::FromZeros;
 use zerocopy::little_endian::U64;
+
+use crate::guest::arch::cpu;
 
 /// How requests reach the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +26,7 @@ pub(crate) enum Transport {
 }
 
 /// The doorbell's address; zero for HVC. A number, not a [`Transport`], so that it needs no lock.
-static DOORBELL: AtomicU64 = AtomicU64::new(0);
+static DOORBELL: AtomicUsize = AtomicUsize::new(0);
 
 /// A block in the image, one for each vCPU. The host reads and writes it during a call and at no other time.
 #[repr(C, align(64))]
@@ -45,7 +44,7 @@ const BLANK: Request = zerocopy::transmute!([0_u8; size_of::<Request>()]);
 /// Chooses the transport, once, before the first call.
 pub(crate) fn set_transport(transport: Transport) {
     let doorbell = match transport {
-        Transport::Doorbell(base) => base.raw(),
+        Transport::Doorbell(base) => base.raw() as usize,
         Transport::Hvc => 0,
     };
     DOORBELL.store(doorbell, Ordering::Relaxed);
@@ -88,24 +87,16 @@ fn call(vcpu: usize, op: Op, args: [u64; WORDS]) -> Result<[u64; WORDS], u32> {
     // SAFETY: the block is this vCPU's, and the host does not touch it between calls.
     unsafe { block.write_volatile(request) };
     let at = block as u64;
-    barrier::dsb(SY);
+    cpu::synchronize();
     match DOORBELL.load(Ordering::Relaxed) {
-        0 => {
-            let mut registers = [0; 17];
-            registers[0] = at;
-            let _answer_is_in_the_block = Hvc::call64(HVC_FUNCTION, registers);
-        }
+        0 => cpu::call_host(at),
         base => {
-            // A plain STR: the only form whose trap describes itself to a hypervisor (ESR_EL2.ISV).
-            // SAFETY: the devicetree says that the doorbell is there, and it is mapped as device memory. The host
-            // writes to the block, which the assembly is therefore assumed to do.
-            unsafe {
-                asm!("str {value:w}, [{register}]", value = in(reg) at / REQUEST_ALIGN, register = in(reg) base + REG_DOORBELL,
-                    options(nostack, preserves_flags));
-            }
+            let doorbell = Gpa::new(base as u64 + REG_DOORBELL);
+            // SAFETY: the devicetree says that the doorbell is there, and it is mapped as device memory.
+            unsafe { cpu::write_device(doorbell, (at / REQUEST_ALIGN) as u32) };
         }
     }
-    barrier::dsb(SY);
+    cpu::synchronize();
     // SAFETY: the call is over, so the block is this vCPU's again.
     let answer = unsafe { block.read_volatile() };
     let status = answer.status.get();
@@ -115,6 +106,6 @@ fn call(vcpu: usize, op: Op, args: [u64; WORDS]) -> Result<[u64; WORDS], u32> {
 /// Nothing is left to do on this vCPU.
 fn park() -> ! {
     loop {
-        aarch64_cpu::asm::wfi();
+        cpu::wait_for_interrupt();
     }
 }

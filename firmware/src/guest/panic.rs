@@ -8,7 +8,8 @@ use core::panic::PanicInfo;
 use abi::hypercall::PANIC_TEXT_MAX;
 use abi::map::MAX_VCPUS;
 
-use crate::guest::{exceptions, hypercall};
+use crate::guest::arch::cpu;
+use crate::guest::hypercall;
 
 /// A buffer for each vCPU: a panic must not need the heap or much stack.
 struct Texts(UnsafeCell<[[u8; PANIC_TEXT_MAX as usize]; MAX_VCPUS]>);
@@ -20,9 +21,9 @@ static TEXTS: Texts = Texts(UnsafeCell::new([[0; PANIC_TEXT_MAX as usize]; MAX_V
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    let vcpu = exceptions::vcpu_index();
+    let vcpu = cpu::vcpu_index();
     let first = TEXTS.0.get().cast::<[u8; PANIC_TEXT_MAX as usize]>();
-    // SAFETY: TPIDR_EL1 holds an index below MAX_VCPUS from the first instructions on.
+    // SAFETY: the index is below MAX_VCPUS, and right from the first instructions on.
     let buffer = unsafe { first.add(vcpu) };
     // SAFETY: the buffer is this vCPU's, which uses it here alone and does not come back.
     let buffer = unsafe { &mut *buffer };

@@ -3,21 +3,23 @@
 use smccc::psci::{self, Error};
 use smccc::{Hvc, Smc};
 
+use crate::guest::arch::cpu;
+
 /// How the machine's PSCI is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Conduit {
     /// HVC.
     Hvc,
-    /// SMC, where the guest was started at EL2.
+    /// SMC, where the guest was started with EL2, the hypervisor's level, of its own.
     Smc,
 }
 
 impl Conduit {
-    /// Starts the CPU `mpidr` at `entry`, with `context` in x0.
+    /// Starts the CPU `mpidr` at `entry`, with `context` in its first register.
     pub(crate) fn cpu_on(self, mpidr: u64, entry: u64, context: u64) -> Result<(), Error> {
         match self {
-            Self::Hvc => psci::cpu_on::<Hvc>(mpidr, entry, context),
-            Self::Smc => psci::cpu_on::<Smc>(mpidr, entry, context),
+            Self::Hvc => cpu::cpu_on::<Hvc>(mpidr, entry, context),
+            Self::Smc => cpu::cpu_on::<Smc>(mpidr, entry, context),
         }
     }
 

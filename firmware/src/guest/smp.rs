@@ -1,10 +1,27 @@
-//! Starts the secondary vCPUs by PSCI. Neighbour: [`crate::guest::entry`] has their first instructions.
+//! Starts the secondary vCPUs by PSCI. Neighbour: [`crate::guest::arch::entry`] has their first instructions.
 
 use abi::{Gpa, GuestRange};
 use alloc::boxed::Box;
 
-use crate::guest::entry::{SecondaryContext, secondary_start_address};
-use crate::guest::{Machine, cache, image};
+use crate::guest::arch::cache;
+use crate::guest::arch::entry::secondary_start_address;
+use crate::guest::arch::mmu::TranslationRegisters;
+use crate::guest::{Machine, image};
+
+/// What a secondary needs before it can run Rust. It is read with the MMU off: whoever writes it cleans it to memory.
+#[repr(C)]
+pub(crate) struct SecondaryContext {
+    /// Index of the vCPU.
+    pub(crate) vcpu: usize,
+    /// Top of its stack.
+    pub(crate) stack_top: usize,
+    /// Top of its exception stack.
+    pub(crate) exception_stack_top: usize,
+    /// The translation that all vCPUs share.
+    pub(crate) registers: TranslationRegisters,
+    /// The [`crate::guest::Machine`].
+    pub(crate) machine: *const Machine,
+}
 
 /// Starts vCPUs 1 and up. Each goes to [`crate::guest::start`] on its own; none is waited for.
 ///
@@ -13,11 +30,11 @@ use crate::guest::{Machine, cache, image};
 pub(crate) fn start_secondaries(machine: &'static Machine) {
     for vcpu in 1..machine.boot.vcpus as usize {
         let context = Box::leak(Box::new(SecondaryContext {
-            vcpu: vcpu as u64,
-            stack_top: image::stack(vcpu).end().raw(),
-            exception_stack_top: image::exception_stack(vcpu).end().raw(),
+            vcpu,
+            stack_top: image::stack(vcpu).end().raw() as usize,
+            exception_stack_top: image::exception_stack(vcpu).end().raw() as usize,
             registers: machine.space.registers(),
-            machine: core::ptr::from_ref(machine) as u64,
+            machine: core::ptr::from_ref(machine),
         }));
         let address = core::ptr::from_ref(context) as u64;
         let bytes =

@@ -4,7 +4,8 @@
 use super::Place;
 
 /// Adds `addend` to the word.
-pub(super) fn add(Place(va): Place, addend: u64) {
+pub(super) fn add(place: Place, addend: u64) {
+    let va = place.va();
     let word = va as *mut u64;
     // SAFETY: `Place` says that the word lies in the region, which is mapped; the plan aligns it.
     let value = unsafe { word.read_volatile() };

@@ -4,13 +4,14 @@
 use workload::{Data, SplitMix64};
 
 use super::Place;
+use crate::guest::arch::pattern::words;
 
 /// Stores `len` bytes of `data`.
 ///
 /// # Panics
 /// If `data` is an addend: [`super::increment`] does those.
 pub(super) fn store(place: Place, len: u32, data: Data) {
-    let len = u64::from(len);
+    let len = len as usize;
     match data {
         Data::Bytes(bytes) => {
             let mut rest = u128::from_le_bytes(bytes);
@@ -31,27 +32,24 @@ pub(super) fn store(place: Place, len: u32, data: Data) {
 
 /// Stores `len` bytes of the words that `next` gives, the last one cut.
 #[inline(always)]
-fn stream(Place(va): Place, len: u64, mut next: impl FnMut() -> u64) {
+fn stream(place: Place, len: usize, mut next: impl FnMut() -> u64) {
+    let va = place.va();
     let whole = len & !7;
     if va.is_multiple_of(8) {
-        for at in (va..va + whole).step_by(8) {
-            let word = at as *mut u64;
-            // SAFETY: `Place` says that the bytes lie in the region, which is mapped writable and is no Rust object.
-            unsafe { word.write_volatile(next()) };
-        }
+        words::store(place, whole, &mut next);
     } else {
         for at in (va..va + whole).step_by(8) {
             store_bytes(at, &next().to_le_bytes());
         }
     }
-    let tail = (len - whole) as usize;
+    let tail = len - whole;
     if tail != 0 {
         store_bytes(va + whole, &next().to_le_bytes()[..tail]);
     }
 }
 
 /// Stores bytes at an address of any alignment by the widest aligned stores.
-fn store_bytes(va: u64, bytes: &[u8]) {
+fn store_bytes(va: usize, bytes: &[u8]) {
     let (mut at, mut rest) = (va, bytes);
     while !rest.is_empty() {
         let taken = match rest.len() {
@@ -77,7 +75,7 @@ fn store_bytes(va: u64, bytes: &[u8]) {
                 unsafe { target.write_volatile(now[0]) };
             }
         }
-        at += taken as u64;
+        at += taken;
         rest = later;
     }
 }

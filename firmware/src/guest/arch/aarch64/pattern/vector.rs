@@ -8,10 +8,11 @@ use core::arch::asm;
 
 use workload::Write;
 
-use super::Place;
+use crate::guest::pattern::Place;
 
 /// STR of a Q register.
-pub(super) fn store(Place(va): Place, bytes: [u8; 16]) {
+pub(crate) fn store(place: Place, bytes: [u8; 16]) {
+    let va = place.va();
     // SAFETY: reads the array; `Place` says that the stored bytes lie in the region, which is mapped writable.
     unsafe {
         asm!(
@@ -23,7 +24,8 @@ pub(super) fn store(Place(va): Place, bytes: [u8; 16]) {
 }
 
 /// STP of two Q registers: the 32 bytes of `write`.
-pub(super) fn store_pair(Place(va): Place, write: &Write) {
+pub(crate) fn store_pair(place: Place, write: &Write) {
+    let va = place.va();
     let mut bytes = [0; 32];
     write.fill(0, &mut bytes);
     // SAFETY: as in `store`.

@@ -34,7 +34,7 @@ pub(crate) fn clean(range: GuestRange) {
 
 /// Makes instructions written through `data_va` visible to fetches through `code_va`. Both name the same 64 bytes at
 /// most, not crossing a line of either cache (DDI 0487 B2.4.4).
-pub(crate) fn publish_code(data_va: u64, code_va: u64) {
+pub(crate) fn publish_code(data_va: usize, code_va: usize) {
     // SAFETY: cleaning changes no byte that anyone can see.
     unsafe { asm!("dc cvau, {}", in(reg) data_va, options(nostack, preserves_flags)) };
     barrier::dsb(ISH);

@@ -3,10 +3,11 @@
 
 use core::arch::asm;
 
-use super::Place;
+use crate::guest::pattern::Place;
 
 /// Stores sixteen bytes.
-pub(super) fn store(Place(va): Place, bytes: [u8; 16]) {
+pub(crate) fn store(place: Place, bytes: [u8; 16]) {
+    let va = place.va();
     let value = u128::from_le_bytes(bytes);
     let (low, high) = (value as u64, (value >> 64) as u64);
     // SAFETY: `Place` says that the bytes lie in the region, which is mapped writable.

@@ -3,10 +3,11 @@
 
 use core::arch::asm;
 
-use super::Place;
+use crate::guest::pattern::Place;
 
 /// Adds `addend` to the word.
-pub(super) fn add(Place(va): Place, addend: u64) {
+pub(crate) fn add(place: Place, addend: u64) {
+    let va = place.va();
     // SAFETY: `Place` says that the word lies in the region, which is mapped writable; the plan aligns it. Between the
     // two exclusives there is no other access (DDI 0487 B2.12.5).
     unsafe {

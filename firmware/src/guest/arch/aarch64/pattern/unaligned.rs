@@ -3,13 +3,14 @@
 
 use core::arch::asm;
 
-use super::{Place, word};
+use crate::guest::pattern::{Place, word};
 
 /// Stores the first `len` (2, 4 or 8) of `bytes` by a single instruction.
 ///
 /// # Panics
 /// If `len` is another: the plan is broken.
-pub(super) fn store(Place(va): Place, len: u32, bytes: [u8; 16]) {
+pub(crate) fn store(place: Place, len: u32, bytes: [u8; 16]) {
+    let va = place.va();
     let value = word(bytes);
     match len {
         2 => {

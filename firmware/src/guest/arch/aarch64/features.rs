@@ -1,11 +1,11 @@
 //! What the CPU can do, from its ID registers (DDI 0487 D24.2).
 
 use aarch64_cpu::registers::{ID_AA64ISAR0_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1};
-use abi::Granule;
+use abi::{Granule, Tables};
 use pagetable::{HardwareUpdate, PaSize};
 use tock_registers::interfaces::Readable;
 
-use crate::guest::cache;
+use super::cache;
 
 /// The CPU's features that matter here.
 #[derive(Clone, Copy, Debug)]
@@ -38,9 +38,10 @@ impl Features {
         }
     }
 
-    /// Whether stage 1 can use `granule`: TGran4 and TGran64 are 0xf where not, TGran16 is 0.
-    pub(crate) fn has_granule(&self, granule: Granule) -> bool {
-        match granule {
+    /// Whether stage 1 can use `tables`: TGran4 and TGran64 are 0xf where not, TGran16 is 0.
+    pub(crate) fn has_tables(&self, tables: Tables) -> bool {
+        let Tables::V8(va) = tables else { return false };
+        match va.granule() {
             Granule::K4 => self.mmfr0 >> 28 & 0xf != 0xf,
             Granule::K16 => self.mmfr0 >> 20 & 0xf != 0,
             Granule::K64 => self.mmfr0 >> 24 & 0xf != 0xf,

@@ -3,10 +3,11 @@
 
 use core::arch::asm;
 
-use super::Place;
+use crate::guest::pattern::Place;
 
 /// LDADD.
-pub(super) fn add(Place(va): Place, addend: u64) {
+pub(super) fn add(place: Place, addend: u64) {
+    let va = place.va();
     // SAFETY: `Place` says that the word lies in the region, which is mapped writable; the plan aligns it; FEAT_LSE was
     // checked.
     unsafe {
@@ -16,7 +17,8 @@ pub(super) fn add(Place(va): Place, addend: u64) {
 }
 
 /// SWP.
-pub(super) fn swap(Place(va): Place, value: u64) {
+pub(super) fn swap(place: Place, value: u64) {
+    let va = place.va();
     // SAFETY: as in `add`.
     unsafe {
         asm!(".arch_extension lse", "swp {}, {}, [{}]", in(reg) value, out(reg) _, in(reg) va,
@@ -26,7 +28,8 @@ pub(super) fn swap(Place(va): Place, value: u64) {
 
 /// CAS that expects what is there. Only this vCPU writes the word, so it succeeds the first time; the loop is for the
 /// reader that trusts nothing.
-pub(super) fn compare_and_swap(Place(va): Place, value: u64) {
+pub(super) fn compare_and_swap(place: Place, value: u64) {
+    let va = place.va();
     let word = va as *const u64;
     loop {
         // SAFETY: as in `add`.

@@ -2,35 +2,20 @@
 //!
 //! The primary starts on a table that is part of the image: 1 GiB blocks, everything at its own address. So all Rust
 //! code runs with caches on, where unaligned accesses and exclusives work, and nothing is ever written around the
-//! caches. The table has 4K granules, which every CPU has whatever else it has; [`crate::guest::mmu`] leaves it for the
-//! one that the host asked for.
+//! caches. The table has 4K granules, which every CPU has whatever else it has; [`super::mmu`] leaves it for the one
+//! that the host asked for.
 //!
 //! A vCPU runs on SP_EL0 and takes exceptions on SP_EL1 (EL1t): the two stacks of [`crate::guest::image`]. So an
 //! exception that is caused by a full stack has a good stack to be handled on, with no shuffling in the vectors.
 //!
 //! Neighbours: [`crate::guest::smp`] fills the [`SecondaryContext`] that a secondary starts from; the vectors are in
-//! [`crate::guest::exceptions`].
+//! [`super::vectors`].
 #![expect(unsafe_code, reason = "symbols that assembly jumps to have to keep their names")]
 
 use core::arch::global_asm;
 use core::mem::offset_of;
 
-use crate::guest::mmu::TranslationRegisters;
-
-/// What a secondary needs before it can run Rust. It is read with the MMU off: whoever writes it cleans it to memory.
-#[repr(C)]
-pub(crate) struct SecondaryContext {
-    /// Index of the vCPU.
-    pub(crate) vcpu: u64,
-    /// Top of its stack.
-    pub(crate) stack_top: u64,
-    /// Top of its exception stack.
-    pub(crate) exception_stack_top: u64,
-    /// The translation that all vCPUs share.
-    pub(crate) registers: TranslationRegisters,
-    /// The [`crate::guest::Machine`].
-    pub(crate) machine: u64,
-}
+use crate::guest::smp::SecondaryContext;
 
 /// SCTLR_EL1 with MMU and caches off: the bits that are RES1 without their features set (DDI 0487
 /// D24.2.175: LSMAOE, nTLSMD, SPAN, EIS, TSCXT, nTWE, nTWI, EOS).
@@ -228,17 +213,4 @@ unsafe extern "C" {
 /// Physical address at which PSCI starts a secondary, with the address of its [`SecondaryContext`] as context id.
 pub(crate) fn secondary_start_address() -> u64 {
     secondary_start as *const () as u64
-}
-
-#[unsafe(no_mangle)]
-extern "C" fn primary_entry(dtb: usize) -> ! {
-    crate::guest::primary(dtb)
-}
-
-#[unsafe(no_mangle)]
-extern "C" fn secondary_entry(machine: *const crate::guest::Machine, vcpu: usize) -> ! {
-    // SAFETY: the primary leaked the machine before it started this vCPU and nobody changes it; its translation, which
-    // is on, is the primary's.
-    let machine = unsafe { &*machine };
-    crate::guest::start(machine, vcpu)
 }

@@ -8,7 +8,7 @@ use core::arch::asm;
 
 use abi::Granule;
 
-use super::Place;
+use crate::guest::pattern::Place;
 
 /// The page that one entry of the live table maps.
 #[derive(Clone, Copy)]
@@ -31,7 +31,8 @@ impl Slot {
 /// Stores a descriptor in the table at `place`, then drops the translation of the entry from this vCPU's TLB, so that
 /// the next access walks. The plan changes access flag and AP\[2\] alone, which takes no break-before-make (DDI 0487
 /// D8.16.1).
-pub(super) fn store_descriptor(Place(va): Place, descriptor: u64, slot: Slot) {
+pub(super) fn store_descriptor(place: Place, descriptor: u64, slot: Slot) {
+    let va = place.va();
     let entry = va as *mut u64;
     // SAFETY: `Place` says that the entry lies in the region, which is mapped writable; the plan aligns it. Nothing but
     // the window is translated by it.
