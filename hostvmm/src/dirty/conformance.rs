@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
-use abi::{Gpa, GuestRange, map};
+use abi::{Arch, Gpa, GuestRange, map};
 
 use super::{
     AcceleratorLog, DirtyLog, DirtyLogError, DirtyLogKind, FirstHarvest, PageBitmap, PagemapScanLog, SeveralLogs,
@@ -143,7 +143,7 @@ fn on_kvm(kind: DirtyLogKind) -> Option<Writer> {
     }
     let memory = memory();
     let config = MachineConfig { accelerator: Accelerator::Kvm, kvm_log, ..MachineConfig::default() };
-    let start = Start { entry: map::RAM_BASE, devicetree: map::RAM_BASE };
+    let start = Start { arch: Arch::Aarch64, entry: map::RAM_BASE, devicetree: map::RAM_BASE };
     let vm = open(&config, &config.layout().unwrap(), &memory, start).unwrap();
     let guest = Some(Arc::new(Mutex::new(StoreGuest::load(&vm, &memory))));
     Some(Writer { memory, vm, guest })
