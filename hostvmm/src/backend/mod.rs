@@ -15,7 +15,6 @@
 //!
 //! Neighbours: [`crate::machine`] makes a [`Vm`]; [`crate::vcpus`] runs its vCPUs; `dirty` wraps its log.
 
-mod boot;
 #[cfg(test)]
 mod conformance;
 pub mod emulator;
@@ -31,10 +30,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use abi::{Arch, Gpa, GuestRange};
+use abi::{Gpa, GuestRange};
 
 use crate::machine::{BuildError, Layout, MachineConfig, Start};
-use crate::memory::{GuestMemory, SlotId};
+use crate::memory::{GuestMemory, Size, SlotId};
 
 /// What executes the guest's instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -96,15 +95,47 @@ pub enum Unavailable {
         /// Which options do without.
         instead: &'static str,
     },
+    /// KVM splits no blocks in chunks of that size.
+    #[error(
+        "kvm: --eager-split {}: this host's KVM does not split blocks so ({}); use --eager-split off",
+        Size(*chunk_bytes),
+        if offered.is_empty() { "KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE came with Linux 6.5".to_owned() } else { format!("it offers {offered}") }
+    )]
+    EagerSplit {
+        /// What was asked for.
+        chunk_bytes: u64,
+        /// What there is.
+        offered: String,
+    },
+    /// Something that only KVM can show.
+    #[error("{what} needs --accel kvm on an arm64 host: the emulator has no stage-2 tables{reason}")]
+    Emulated {
+        /// What was asked for.
+        what: &'static str,
+        /// Why the emulator was taken, unless it was asked for.
+        reason: String,
+    },
+    /// Memory that no block can map.
+    #[error(
+        "the region {region} is not made of whole blocks of {}, so this host maps it by pages; use --region-size {} or a multiple",
+        Size(*block_bytes),
+        Size(*block_bytes)
+    )]
+    NoWholeBlocks {
+        /// The region.
+        region: GuestRange,
+        /// The host's block with the backing asked for.
+        block_bytes: u64,
+    },
 }
 
 impl AcceleratorChoice {
-    /// The accelerator to use on this host for a guest of `arch`.
+    /// The accelerator to use on this host.
     ///
     /// # Errors
     /// [`Unavailable`] where exactly KVM is asked for: the first reason that holds.
-    pub fn resolve(self, arch: Arch) -> Result<Accelerator, Unavailable> {
-        match (self, why_no_kvm_guest(arch)) {
+    pub fn resolve(self) -> Result<Accelerator, Unavailable> {
+        match (self, why_no_kvm()) {
             (Self::Exactly(Accelerator::Emulator), _) | (Self::Auto, Some(_)) => Ok(Accelerator::Emulator),
             (Self::Exactly(Accelerator::Kvm), Some(reason)) => Err(reason),
             (Self::Exactly(Accelerator::Kvm) | Self::Auto, None) => Ok(Accelerator::Kvm),
@@ -131,14 +162,19 @@ pub fn why_no_kvm() -> Option<Unavailable> {
     kvm::probe().err()
 }
 
-/// Why this host's KVM runs no guest of `arch`; `None` where it does.
-pub fn why_no_kvm_guest(arch: Arch) -> Option<Unavailable> {
-    kvm::probe_guest(arch).err()
-}
-
 /// Why this host has no such log of KVM's; `None` where it has.
 pub fn why_no_kvm_log(log: KvmLog) -> Option<Unavailable> {
     kvm::probe_log(log).err()
+}
+
+/// Why this host's KVM cannot split blocks in chunks of `chunk_bytes` as a dirty log starts; `None` where it can.
+pub fn why_no_eager_split(chunk_bytes: u64) -> Option<Unavailable> {
+    kvm::probe_eager_split(chunk_bytes).err()
+}
+
+/// Why this host has no KVM that counts stage-2 faults; `None` where it has.
+pub fn why_no_fault_counts() -> Option<Unavailable> {
+    kvm::probe_fault_counts().err()
 }
 
 /// Where numbers taken on `accelerator` come from, as the ledger names it: `kvm (nested in emulation)` where the host's
@@ -163,6 +199,9 @@ pub(crate) fn open(
 ) -> Result<VmHandle, BuildError> {
     match config.accelerator {
         Accelerator::Kvm => kvm::open(config, memory, start),
+        Accelerator::Emulator if config.eager_split.is_some() => {
+            Err(Unavailable::Emulated { what: "--eager-split", reason: String::new() }.into())
+        }
         Accelerator::Emulator => Ok(Arc::new(emulator::EmulatorVm::new(config, layout, memory, start)?)),
     }
 }
@@ -206,6 +245,14 @@ pub enum BackendError {
         /// What was asked for.
         what: &'static str,
     },
+    /// Its statistics cannot be read.
+    #[error("the {accelerator}'s statistics: {reason}")]
+    Statistics {
+        /// Whose.
+        accelerator: Accelerator,
+        /// In its own words.
+        reason: String,
+    },
     /// The dirty log was used in the wrong state or with the wrong shape.
     #[error("the {accelerator}'s dirty log: {reason}")]
     DirtyLog {
@@ -237,9 +284,9 @@ pub enum Exit {
     },
     /// An HVC that is not PSCI; answered by [`Vcpu::complete_hvc`].
     Hvc {
-        /// x0 (r0): the function id in its low half.
+        /// x0: the function id in its low half.
         function: u64,
-        /// x1 to x7, of an AArch32 guest r1 to r7.
+        /// x1 to x7.
         args: [u64; 7],
     },
     /// [`Vm::kick`] was called.
@@ -332,6 +379,19 @@ pub trait Vm: Send + Sync {
     /// [`BackendError::Unsupported`] on hardware.
     fn plant(&self, fault: PlantedFault) -> Result<(), BackendError>;
 
+    /// Stage-2 faults of all vCPUs so far, and some interrupts of the host's that cannot be told from them.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] without stage 2, [`BackendError::Statistics`] where they cannot be read.
+    fn stage2_faults(&self) -> Result<u64, BackendError> {
+        Err(BackendError::Unsupported { accelerator: self.accelerator(), what: "count stage-2 faults" })
+    }
+
+    /// The stage-2 tables as the host's kernel prints them, where it does.
+    fn stage2_tables(&self) -> Option<String> {
+        None
+    }
+
     /// The guest's virtual time in ticks of its counter.
     fn now_ticks(&self) -> u64;
 
@@ -360,7 +420,7 @@ pub trait Vcpu: Send {
     /// The value that the load of the last [`Exit::MmioRead`] returns.
     fn complete_mmio_read(&mut self, data: u64);
 
-    /// x0 to x3 (r0 to r3) after the HVC of the last [`Exit::Hvc`].
+    /// x0 to x3 after the HVC of the last [`Exit::Hvc`].
     fn complete_hvc(&mut self, results: [u64; 4]);
 
     /// Reads the register of KVM id `register`, little-endian, as many bytes as its id says.

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::quantity;
 use crate::dirty::DirtyLogKind;
+use crate::memory::{Backing, host_page_bytes};
 
 /// Proves, byte for byte, that a hypervisor's dirty-page log and what rests on it deliver every byte.
 #[derive(Debug, Parser)]
@@ -36,7 +37,8 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Run a scenario and check everything in it.
     #[command(after_help = "Examples:\n  hostvmm verify passes --granule 64k --va-bits 42 --workload mixed --vcpus 4 \
-        --json ledger.json\n  hostvmm verify passes --arch armv7 --tables lpae --workload mixed\n  hostvmm verify matrix --format ktap")]
+        --json ledger.json\n  hostvmm verify matrix --format ktap\n  hostvmm verify hugepages --backing hugetlb:2M \
+        --region-size 32M --vcpus 4")]
     Verify(VerifyArgs),
     /// Keep a file, or a peer, equal to a running guest's region; ends when the guest's writers have stopped.
     #[command(
@@ -85,11 +87,13 @@ pub(crate) struct VerifyArgs {
 pub(crate) enum Scenario {
     /// Passes of harvest, copy and check of one workload.
     Passes,
-    /// Every kind of translation tables, pattern and vCPU count that the host can run. Narrow it with --arch, --tables,
-    /// --granule, --va-bits, --workload, --vcpus, --mode.
+    /// Every granule and VA size, pattern and vCPU count that the host can run. Narrow it with --granule, --va-bits,
+    /// --workload, --vcpus, --mode.
     Matrix,
     /// Plant every kind of fault in the log, the copier and the TLB, and show which checker finds it.
     Faults,
+    /// On KVM with huge pages: block mappings before logging, dissolved page by page while the log is exact, rebuilt after.
+    Hugepages,
 }
 
 /// Options of `replicate`.
@@ -141,17 +145,13 @@ pub(crate) struct CommonArgs {
     /// Dirty log; several joined by commas are compared page by page.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "auto", value_name = "LOG[,LOG]")]
     pub(crate) dirty_log: Vec<LogChoice>,
-    /// The guest's architecture [default: that of --firmware, else aarch64; matrix takes both].
-    #[arg(long, value_enum)]
-    pub(crate) arch: Option<Arch>,
-    /// Format of an ARMv7 guest's translation tables [default: short].
-    #[arg(long, value_enum)]
-    pub(crate) tables: Option<TablesArg>,
-    /// The guest's stage-1 page size; on ARMv7 4k, or 64k with short tables [default: 4k].
+    /// The guest's architecture.
+    #[arg(long, value_enum, default_value_t = Arch::Aarch64)]
+    pub(crate) arch: Arch,
+    /// The guest's stage-1 page size [default: 4k].
     #[arg(long, value_enum)]
     pub(crate) granule: Option<GranuleArg>,
-    /// Virtual address bits of the guest: 39 or 48 with 4k, 36, 47 or 48 with 16k, 42 or 48 with 64k [default: 48]; on
-    /// ARMv7 32.
+    /// Virtual address bits of the guest: 39 or 48 with 4k, 36, 47 or 48 with 16k, 42 or 48 with 64k [default: 48].
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub(crate) va_bits: Option<u32>,
     /// Number of vCPUs, 1 to 8 [default: 1].
@@ -167,7 +167,7 @@ pub(crate) struct CommonArgs {
     #[arg(long, allow_negative_numbers = true, value_name = "SIZE", default_value = "8M", value_parser = quantity::size)]
     pub(crate) region_size: u64,
     /// What the guest writes, as NAME[:key=value,…]. Names: dirtyram, tstaeshm, stream, hotcold, full, unaligned, pair,
-    /// exclusive, code, shared, readonly, mixed, and on aarch64 lse, dczva, tablewalk [default: dirtyram].
+    /// exclusive, lse, dczva, tablewalk, code, shared, readonly, mixed [default: dirtyram].
     #[arg(long, value_name = "NAME[:k=v,…]")]
     pub(crate) workload: Option<String>,
     /// Seed of the plan; the same seed gives the same writes.
@@ -201,6 +201,14 @@ pub(crate) struct CommonArgs {
     /// When the guest checks its own memory against the plan.
     #[arg(long, value_enum, default_value_t = SelfCheck::Final)]
     pub(crate) self_check: SelfCheck,
+    /// What memory is mapped on: memfd, anon (private anonymous), thp (anonymous with transparent huge pages), or
+    /// hugetlb[:SIZE] (reserved huge pages) [default: memfd; thp for `verify hugepages`].
+    #[arg(long, value_name = "KIND", value_parser = backing)]
+    pub(crate) backing: Option<Backing>,
+    /// Let KVM split block mappings into pages when the dirty log starts, SIZE bytes at a time, rather than when the guest
+    /// writes: off, or one of the host's block sizes, like 2M. auto is off, but `verify hugepages` measures both.
+    #[arg(long, value_name = "SIZE|off|auto", default_value = "auto", value_parser = eager_split)]
+    pub(crate) eager_split: EagerSplit,
     /// Back the region with FILE, which must exist and have the region's size; its contents are cleared.
     #[arg(long, value_name = "FILE")]
     pub(crate) share: Option<PathBuf>,
@@ -216,6 +224,17 @@ pub(crate) struct CommonArgs {
     /// Output format.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
+}
+
+/// `--eager-split`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EagerSplit {
+    /// Off, unless the scenario is about it.
+    Auto,
+    /// Blocks are split by writes.
+    Off,
+    /// Blocks are split when the log starts, so many bytes at a time.
+    Chunk(u64),
 }
 
 /// `--accel`.
@@ -267,35 +286,6 @@ pub(crate) enum Arch {
     Aarch64,
     /// 32-bit guests.
     Armv7,
-}
-
-impl From<Arch> for abi::Arch {
-    fn from(arg: Arch) -> Self {
-        match arg {
-            Arch::Aarch64 => Self::Aarch64,
-            Arch::Armv7 => Self::Armv7,
-        }
-    }
-}
-
-/// `--tables`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum TablesArg {
-    /// Short descriptors: 4K small pages or 64K large pages.
-    Short,
-    /// Long descriptors (LPAE), 4K pages.
-    Lpae,
-}
-
-impl TablesArg {
-    /// How to ask for `tables`; AArch64's are the granule's and need no asking.
-    pub(crate) const fn of(tables: abi::Tables) -> Option<Self> {
-        match tables {
-            abi::Tables::V8(_) => None,
-            abi::Tables::Short { .. } => Some(Self::Short),
-            abi::Tables::Lpae => Some(Self::Lpae),
-        }
-    }
 }
 
 /// `--granule` and `--host-page`.
@@ -397,6 +387,36 @@ fn milliseconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn backing(text: &str) -> Result<Backing, String> {
+    match text {
+        "memfd" => Ok(Backing::Memfd),
+        "anon" => Ok(Backing::Anonymous),
+        "thp" => Ok(Backing::Thp),
+        "hugetlb" => Ok(Backing::Hugetlb { page_bytes: None }),
+        _ => {
+            let size = text
+                .strip_prefix("hugetlb:")
+                .ok_or_else(|| format!("{text:?} is no backing; choose of memfd, anon, thp, hugetlb, hugetlb:SIZE"))?;
+            let page_bytes = quantity::size(size)?;
+            if !page_bytes.is_power_of_two() || page_bytes <= host_page_bytes() {
+                return Err(format!("{size:?} is no size of a huge page; write a power of two like 2M or 1G"));
+            }
+            Ok(Backing::Hugetlb { page_bytes: Some(page_bytes) })
+        }
+    }
+}
+
+fn eager_split(text: &str) -> Result<EagerSplit, String> {
+    match text {
+        "auto" => Ok(EagerSplit::Auto),
+        "off" => Ok(EagerSplit::Off),
+        size => match quantity::size(size) {
+            Ok(bytes) if bytes.is_power_of_two() => Ok(EagerSplit::Chunk(bytes)),
+            _ => Err(format!("{size:?} is no block size; write auto, off, or a power of two like 2M")),
+        },
+    }
+}
+
 fn seed(text: &str) -> Result<u64, String> {
     let digits = text.replace('_', "");
     match digits.strip_prefix("0x") {
@@ -404,4 +424,32 @@ fn seed(text: &str) -> Result<u64, String> {
         None => digits.parse(),
     }
     .map_err(|error| format!("{text:?} is not a 64-bit number ({error})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backings_are_read_by_the_names_they_show() {
+        let huge = |page_bytes| Backing::Hugetlb { page_bytes };
+        for kind in
+            [Backing::Memfd, Backing::Anonymous, Backing::Thp, huge(None), huge(Some(2 << 20)), huge(Some(1 << 30))]
+        {
+            assert_eq!(backing(&kind.to_string()), Ok(kind));
+        }
+        for bad in ["", "THP", "hugetlb:", "hugetlb:0", "hugetlb:3M", "hugetlb:1K", "hugetlb:-2M", "thp:2M"] {
+            assert!(backing(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn chunks_of_eager_splitting_are_powers_of_two() {
+        assert_eq!(eager_split("auto"), Ok(EagerSplit::Auto));
+        assert_eq!(eager_split("off"), Ok(EagerSplit::Off));
+        assert_eq!(eager_split("2M"), Ok(EagerSplit::Chunk(2 << 20)));
+        for bad in ["", "on", "0", "3M", "-2M"] {
+            assert!(eager_split(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
-use abi::{Arch, Gpa, GuestRange, map};
+use abi::{Gpa, GuestRange, map};
 
 use super::{
     AcceleratorLog, DirtyLog, DirtyLogError, DirtyLogKind, FirstHarvest, PageBitmap, PagemapScanLog, SeveralLogs,
@@ -12,7 +12,7 @@ use super::{
 use crate::backend::store_guest::StoreGuest;
 use crate::backend::{Accelerator, BackendError, PlantedFault, Vcpu, Vm, VmHandle, open, why_no_kvm_log};
 use crate::machine::{MachineConfig, Start};
-use crate::memory::{GuestMemory, SlotId, host_page_bytes};
+use crate::memory::{Backing, GuestMemory, MemoryError, SlotId, host_page_bytes};
 
 /// Pages of the region: no multiple of 64.
 const PAGES: u64 = 203;
@@ -121,14 +121,13 @@ impl Rig {
     }
 }
 
-fn memory() -> GuestMemory {
+fn memory(backing: Backing) -> Result<GuestMemory, MemoryError> {
     let ram = GuestRange::new(map::RAM_BASE, 64 * host_page_bytes()).unwrap();
-    GuestMemory::new(ram, GuestRange::new(map::REGION_BASE, PAGES * host_page_bytes()).unwrap(), None).unwrap()
+    GuestMemory::on(backing, ram, GuestRange::new(map::REGION_BASE, PAGES * host_page_bytes()).unwrap())
 }
 
 /// The emulator's log, without a guest.
-fn emulated() -> Writer {
-    let memory = memory();
+fn emulated(memory: GuestMemory) -> Writer {
     let slots = memory.slots().iter().map(|slot| (slot.range().start(), slot.range().len_bytes()));
     let log = emulator::dirty::DirtyLog::new(host_page_bytes().trailing_zeros(), slots).unwrap();
     Writer { memory, vm: Arc::new(LogOnly { log }), guest: None }
@@ -141,9 +140,9 @@ fn on_kvm(kind: DirtyLogKind) -> Option<Writer> {
         println!("skipped: {kind}: {reason}");
         return None;
     }
-    let memory = memory();
+    let memory = memory(Backing::Memfd).unwrap();
     let config = MachineConfig { accelerator: Accelerator::Kvm, kvm_log, ..MachineConfig::default() };
-    let start = Start { arch: Arch::Aarch64, entry: map::RAM_BASE, devicetree: map::RAM_BASE };
+    let start = Start { entry: map::RAM_BASE, devicetree: map::RAM_BASE };
     let vm = open(&config, &config.layout().unwrap(), &memory, start).unwrap();
     let guest = Some(Arc::new(Mutex::new(StoreGuest::load(&vm, &memory))));
     Some(Writer { memory, vm, guest })
@@ -152,16 +151,27 @@ fn on_kvm(kind: DirtyLogKind) -> Option<Writer> {
 /// Runs `check` on a fresh rig of every kind of log that this host has, alone and beside PAGEMAP_SCAN.
 fn on_every_log(check: impl Fn(&mut Rig)) {
     let slots = [SlotId::Region];
-    let writer = |kind| if kind == DirtyLogKind::Emulator { Some(emulated()) } else { on_kvm(kind) };
+    let writer = |kind| {
+        if kind == DirtyLogKind::Emulator { Some(emulated(memory(Backing::Memfd).unwrap())) } else { on_kvm(kind) }
+    };
     let own = |kind, writer: &Writer| -> Box<dyn DirtyLog> {
         Box::new(AcceleratorLog::new(kind, writer.vm.clone(), &writer.memory, &slots))
     };
     for kind in DirtyLogKind::ALL {
         if kind == DirtyLogKind::PagemapScan {
-            let writer = emulated();
-            match PagemapScanLog::new(&writer.memory, &slots) {
-                Ok(log) => check(&mut Rig { log: Box::new(log), writer }),
-                Err(error) => println!("skipped: {error}"),
+            for backing in [Backing::Memfd, Backing::Anonymous, Backing::Thp] {
+                let memory = match memory(backing) {
+                    Ok(memory) => memory,
+                    Err(error) => {
+                        println!("skipped: {error}");
+                        continue;
+                    }
+                };
+                let writer = emulated(memory);
+                match PagemapScanLog::new(&writer.memory, &slots) {
+                    Ok(log) => check(&mut Rig { log: Box::new(log), writer }),
+                    Err(error) => println!("skipped: {error}"),
+                }
             }
             continue;
         }
@@ -225,14 +235,14 @@ fn a_write_across_a_page_border_dirties_both_and_reading_none() {
 }
 
 #[test]
-fn a_harvest_replaces_what_the_bitmap_holds() {
+fn a_harvest_adds_to_what_the_bitmap_holds() {
     on_every_log(|rig| {
         rig.start();
         rig.write(SlotId::Region, 0, &[1]);
         let mut dirty = rig.bitmap(SlotId::Region);
         dirty.set(100);
         rig.log.harvest(SlotId::Region, &mut dirty).unwrap();
-        assert_eq!(dirty.iter().collect::<Vec<_>>(), [0]);
+        assert_eq!(dirty.iter().collect::<Vec<_>>(), [0, 100]);
     });
 }
 
@@ -319,8 +329,50 @@ fn no_write_made_during_a_harvest_is_lost() {
 
 #[test]
 fn this_host_says_why_a_log_is_missing() {
-    match PagemapScanLog::new(&memory(), &[SlotId::Region]) {
+    match PagemapScanLog::new(&memory(Backing::Memfd).unwrap(), &[SlotId::Region]) {
         Ok(log) => assert_eq!(log.kind(), DirtyLogKind::PagemapScan),
         Err(error) => assert!(error.to_string().contains("needs")),
+    }
+}
+
+#[test]
+fn pagemap_scan_tells_a_transparent_huge_page_page_by_page_and_refuses_hugetlb() {
+    let (page, block) = (host_page_bytes(), Backing::Thp.block_bytes());
+    let ram = GuestRange::new(map::RAM_BASE, page).unwrap();
+    let region = GuestRange::new(map::REGION_BASE, 2 * block).unwrap();
+    for backing in [Backing::Thp, Backing::Hugetlb { page_bytes: None }] {
+        let memory = match GuestMemory::on(backing, ram, region) {
+            Ok(memory) if block <= 2 << 20 => memory,
+            Ok(_) => continue,
+            Err(error) => {
+                println!("skipped: {error}");
+                continue;
+            }
+        };
+        let write = |index| memory.write(map::REGION_BASE.checked_add(index * page).unwrap(), &[1]).unwrap();
+        (0..2 * block / page).for_each(write);
+        let mut log = match (PagemapScanLog::new(&memory, &[SlotId::Region]), backing) {
+            (Ok(log), Backing::Thp) => log,
+            (Err(error), Backing::Hugetlb { .. }) => {
+                assert!(error.to_string().contains("hugetlb"), "{error}");
+                continue;
+            }
+            (Err(error), _) => {
+                println!("skipped: {error}");
+                continue;
+            }
+            (Ok(_), _) => panic!("pages of hugetlb cannot be told one by one"),
+        };
+        log.start().unwrap();
+        let mut harvest = || {
+            let mut dirty = PageBitmap::covering(region.len_bytes(), page);
+            log.harvest(SlotId::Region, &mut dirty).unwrap();
+            dirty.iter().collect::<Vec<_>>()
+        };
+        assert_eq!(harvest().len() as u64, 2 * block / page);
+        for pages in [vec![3, 511, 512], vec![4], vec![], vec![0, 1023]] {
+            pages.iter().for_each(|index| write(*index));
+            assert_eq!(harvest(), pages);
+        }
     }
 }

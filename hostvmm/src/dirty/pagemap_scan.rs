@@ -7,6 +7,9 @@
 //! invalidates its stage-2 entry. It does not see writes through another mapping or from another process, `pwrite` to the
 //! backing file, or punched holes. The first scan reports every page, as none has been protected before.
 //!
+//! A transparent huge page is split by the first write to it that the scan is to notice, so pages are told one by one;
+//! a page of hugetlb cannot be split, and the log is refused there.
+//!
 //! # Running vCPUs
 //! The scan tests and protects each page under the page table's lock and flushes the TLBs before it lets go. A
 //! store by another thread through a stale TLB entry therefore hits a page that this scan reports, and is complete
@@ -20,7 +23,7 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use thiserror::Error;
 
 use super::{DirtyLog, DirtyLogError, DirtyLogKind, FirstHarvest, PageBitmap, check_size};
-use crate::memory::{GuestMemory, SlotId};
+use crate::memory::{Backing, GuestMemory, SlotId};
 
 // include/uapi/linux/userfaultfd.h
 const UFFD_API: u64 = 0xaa;
@@ -109,6 +112,14 @@ pub enum PagemapScanUnavailable {
         /// Why.
         source: io::Error,
     },
+    /// The unit of its dirty state would be a huge page.
+    #[error(
+        "pagemap-scan: on --backing {backing} the kernel tells only whole huge pages as written; use --backing thp, anon or memfd"
+    )]
+    HugePages {
+        /// What memory is mapped on.
+        backing: Backing,
+    },
     /// The kernel does not know the ioctl.
     #[error("pagemap-scan: PAGEMAP_SCAN is refused: {source}; it needs Linux 6.7")]
     Scan {
@@ -133,6 +144,10 @@ impl PagemapScanLog {
     /// # Errors
     /// [`PagemapScanUnavailable`]: the first thing that this host lacks.
     pub fn new(memory: &GuestMemory, slots: &[SlotId]) -> Result<Self, PagemapScanUnavailable> {
+        let backing = memory.backing();
+        if matches!(backing, Backing::Hugetlb { .. }) {
+            return Err(PagemapScanUnavailable::HugePages { backing });
+        }
         Ok(Self { memory: memory.clone(), slots: slots.to_vec(), pagemap: open_pagemap()?, userfault: None })
     }
 
@@ -199,7 +214,6 @@ impl DirtyLog for PagemapScanLog {
         }
         let (base, len_bytes) = self.span(slot);
         check_size(DirtyLogKind::PagemapScan, slot, len_bytes, self.page_bytes(), dirty)?;
-        dirty.clear_all();
         let mut regions = [PageRegion::default(); REGIONS];
         let end = base + len_bytes;
         let mut at = base;

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use abi::{Arch, Gpa};
+use abi::Gpa;
 
 use super::config::{ConfigError, Layout, MachineConfig};
 use super::devicetree::{self, DeviceTreeError};
 use super::loader::{Image, LoadError};
 use crate::backend::{self, Accelerator, BackendError, KvmLog, Unavailable, VmHandle, why_no_kvm_log};
-use crate::memory::{GuestMemory, MemoryError, ShareFile};
+use crate::memory::{Backing, GuestMemory, MemoryError, ShareFile};
 
 /// Why a machine could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -56,17 +56,18 @@ impl Machine {
             // The log's reasons include KVM's own.
             why_no_kvm_log(config.kvm_log).map_or(Ok(()), Err)?;
         }
-        image.check_arch(config.tables.arch())?;
         image.check_fits(layout.ram())?;
         let boot = config.boot_info(&layout);
         let blob = devicetree::build(&boot)?;
         let share = config.share.as_deref().map(ShareFile::open).transpose()?;
-        let memory = GuestMemory::new(layout.ram(), layout.region(), share)?;
+        let memory = match config.backing {
+            Backing::Memfd => GuestMemory::new(layout.ram(), layout.region(), share)?,
+            backing => GuestMemory::on(backing, layout.ram(), layout.region())?,
+        };
         image.load(&memory)?;
         let devicetree = layout.ram().start();
         memory.write(devicetree, &blob)?;
-        let vm =
-            backend::open(config, &layout, &memory, Start { arch: image.arch(), entry: image.entry(), devicetree })?;
+        let vm = backend::open(config, &layout, &memory, Start { entry: image.entry(), devicetree })?;
         Ok(Self { config: config.clone(), layout, memory, vm, firmware: image.path().to_owned() })
     }
 
@@ -107,10 +108,8 @@ impl Machine {
 /// How vCPU 0 starts.
 #[derive(Clone, Copy, Debug)]
 pub struct Start {
-    /// In which architecture; every other vCPU's as well.
-    pub arch: Arch,
     /// Its program counter.
     pub entry: Gpa,
-    /// Its x0, on ARMv7 its r2.
+    /// Its x0.
     pub devicetree: Gpa,
 }

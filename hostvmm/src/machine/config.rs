@@ -9,7 +9,7 @@ use abi::boot::{self, BootInfo, WORKLOAD_PARAMS};
 use abi::{Arch, Gpa, Granule, GuestRange, ShortPages, Tables, VaBits, map};
 
 use crate::backend::{Accelerator, KvmLog};
-use crate::memory::host_page_bytes;
+use crate::memory::{Backing, host_page_bytes};
 
 /// Bits of guest physical address that the machine has: KVM's default (`KVM_VM_TYPE_ARM_IPA_SIZE` 0 is 40 bits), which
 /// every arm64 host and the emulator support.
@@ -68,8 +68,12 @@ pub struct MachineConfig {
     pub log_page_bytes: Option<u64>,
     /// Which of its dirty logs KVM is to keep; the emulator has one of its own.
     pub kvm_log: KvmLog,
-    /// File that backs the region.
+    /// What memory is mapped on.
+    pub backing: Backing,
+    /// File that backs the region, beside RAM on a memfd.
     pub share: Option<PathBuf>,
+    /// Bytes of the chunks in which KVM splits blocks as a dirty log starts; `None` leaves that to the guest's writes.
+    pub eager_split: Option<u64>,
 }
 
 impl Default for MachineConfig {
@@ -90,7 +94,9 @@ impl Default for MachineConfig {
             plant_exception: false,
             log_page_bytes: None,
             kvm_log: KvmLog::Bitmap,
+            backing: Backing::Memfd,
             share: None,
+            eager_split: None,
         }
     }
 }
@@ -178,6 +184,12 @@ pub enum ConfigError {
         bits: u32,
         /// The guest's architecture.
         arch: Arch,
+    },
+    /// A file backs the region, and something else than a memfd is to back memory.
+    #[error("--share FILE backs the region: it cannot be on {backing} as well; leave out one of --share and --backing")]
+    SharedBacking {
+        /// What was asked for.
+        backing: Backing,
     },
     /// The region lies over RAM.
     #[error("the region {region} lies over RAM {ram}: choose another --region-base or none")]
@@ -276,6 +288,9 @@ impl MachineConfig {
     pub fn layout(&self) -> Result<Layout, ConfigError> {
         if self.vcpus == 0 || self.vcpus > map::MAX_VCPUS {
             return Err(ConfigError::Vcpus { vcpus: self.vcpus });
+        }
+        if self.share.is_some() && self.backing != Backing::Memfd {
+            return Err(ConfigError::SharedBacking { backing: self.backing });
         }
         let log_page_bytes = self.checked_log_page()?;
         // A page of the guest or of the log that is half in a slot could be neither mapped nor logged.
@@ -487,6 +502,15 @@ mod tests {
             for error in [with(4 << 30, None).unwrap_err(), with(1 << 30, past).unwrap_err()] {
                 assert!(error.contains("32 bits of address") && error.contains("below 4 GiB"), "{error}");
             }
+        }
+    }
+
+    #[test]
+    fn a_shared_file_is_the_region_s_only_backing() {
+        let with = |backing| MachineConfig { backing, share: Some("/dev/shm/region".into()), ..config() }.layout();
+        assert!(with(Backing::Memfd).is_ok());
+        for backing in [Backing::Anonymous, Backing::Thp, Backing::Hugetlb { page_bytes: None }] {
+            assert_eq!(with(backing), Err(ConfigError::SharedBacking { backing }));
         }
     }
 

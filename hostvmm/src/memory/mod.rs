@@ -1,4 +1,4 @@
-//! Guest memory: memslots mapped shared from a memfd or a file, and the only owner of pointers into them.
+//! Guest memory: memslots on a memfd, a file, or large pages ([`Backing`]), and the only owner of pointers into them.
 //!
 //! [`GuestMemory`] has one [`Slot`] for RAM and one for the shared region ([`SlotId`]). Everything else in hostvmm reads
 //! and writes guest memory through the bounds-checked methods here: by GPA ([`GuestMemory::read`],
@@ -13,6 +13,8 @@
 //!
 //! Neighbours: [`crate::machine`] builds it, [`crate::backend`] hands its slots to the CPU, `dirty` and `pass` read it.
 
+mod backing;
+mod mapping;
 mod share;
 mod slot;
 
@@ -23,6 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use abi::{Gpa, GuestRange};
+pub use backing::{Backing, BackingUnavailable, Size};
 pub use share::ShareFile;
 pub use slot::{Slot, SlotId};
 use vm_memory::{Bytes, GuestMemoryRegion as _, MemoryRegionAddress, VolatileSlice};
@@ -31,6 +34,9 @@ use zerocopy::{FromBytes, IntoBytes};
 /// Why guest memory could not be made, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
+    /// The host lacks the backing asked for: skip, do not fail.
+    #[error(transparent)]
+    Lacks(BackingUnavailable),
     /// The host refused the backing memfd.
     #[error(
         "cannot make a memory file of {len_bytes} bytes for the {slot}: {source}; give the guest less memory or raise the host's limits"
@@ -139,6 +145,7 @@ pub enum MemoryError {
 #[derive(Clone, Debug)]
 pub struct GuestMemory {
     slots: Arc<[Slot; SlotId::COUNT]>,
+    backing: Backing,
     host_page_bytes: u64,
 }
 
@@ -149,13 +156,29 @@ impl GuestMemory {
     /// [`MemoryError::Shape`] for a slot that is not whole host pages, [`MemoryError::Backing`] and
     /// [`MemoryError::Map`] where the host refuses, the `Share…` variants for an unsuitable file.
     pub fn new(ram: GuestRange, region: GuestRange, share: Option<ShareFile>) -> Result<Self, MemoryError> {
-        let host_page_bytes = host_page_bytes();
         let region_slot = match share {
-            Some(share) => Slot::on_file(SlotId::Region, region, host_page_bytes, share.cleared(region.len_bytes())?)?,
-            None => Slot::on_memfd(SlotId::Region, region, host_page_bytes)?,
+            Some(share) => Slot::on_file(SlotId::Region, region, share.cleared(region.len_bytes())?)?,
+            None => Slot::new(SlotId::Region, region, Backing::Memfd)?,
         };
-        let slots = [Slot::on_memfd(SlotId::Ram, ram, host_page_bytes)?, region_slot];
-        Ok(Self { slots: Arc::new(slots), host_page_bytes })
+        Ok(Self::of([Slot::new(SlotId::Ram, ram, Backing::Memfd)?, region_slot], Backing::Memfd))
+    }
+
+    /// Maps RAM and the region on `backing`.
+    ///
+    /// # Errors
+    /// [`MemoryError::Lacks`] where the host has no such memory, or not enough; else as [`Self::new`].
+    pub fn on(backing: Backing, ram: GuestRange, region: GuestRange) -> Result<Self, MemoryError> {
+        backing.check(&[ram.len_bytes(), region.len_bytes()]).map_err(MemoryError::Lacks)?;
+        Ok(Self::of([Slot::new(SlotId::Ram, ram, backing)?, Slot::new(SlotId::Region, region, backing)?], backing))
+    }
+
+    fn of(slots: [Slot; SlotId::COUNT], backing: Backing) -> Self {
+        Self { slots: Arc::new(slots), backing, host_page_bytes: host_page_bytes() }
+    }
+
+    /// What it is mapped on.
+    pub fn backing(&self) -> Backing {
+        self.backing
     }
 
     /// The slots, in the order of their [`SlotId`]s.
@@ -304,7 +327,8 @@ impl GuestMemory {
     }
 
     /// The parts of `within` (offsets in `slot`) that may hold something else than zeroes, in order, found by
-    /// SEEK_DATA and SEEK_HOLE on the backing file. Everything between them is a hole and reads as zeroes.
+    /// SEEK_DATA and SEEK_HOLE on the backing file, or in this process's page tables for anonymous memory. Everything
+    /// between them is a hole and reads as zeroes.
     ///
     /// A backing file system that knows no holes reports one extent: all of `within`.
     ///
@@ -406,6 +430,53 @@ mod tests {
         let part = memory.data_extents(SlotId::Region, 3 * page + 8..7 * page).unwrap();
         assert_eq!(part.first(), Some(&(3 * page + 8..4 * page)));
         assert_eq!(part.len(), 1);
+    }
+
+    #[test]
+    fn every_backing_reads_back_what_is_written_and_knows_what_is_data() {
+        let ram = GuestRange::new(map::RAM_BASE, 4 << 20).unwrap();
+        let page = host_page_bytes();
+        for backing in [Backing::Memfd, Backing::Anonymous, Backing::Thp, Backing::Hugetlb { page_bytes: None }] {
+            // Neither a multiple of the block nor at one.
+            let region = GuestRange::new(Gpa::new(map::REGION_BASE.raw() + page), 37 * page).unwrap();
+            let memory = match GuestMemory::on(backing, ram, region) {
+                Ok(memory) => memory,
+                Err(MemoryError::Lacks(reason)) => {
+                    println!("skipped: {reason}");
+                    continue;
+                }
+                Err(error) => panic!("{backing}: {error}"),
+            };
+            for slot in memory.slots() {
+                let block = backing.block_bytes();
+                let host = slot.host_base().addr().get() as u64;
+                assert_eq!(host % block, slot.range().start().raw() % block, "{backing}: {}", slot.id());
+            }
+            let at = Gpa::new(region.start().raw() + 5 * page + 7);
+            memory.write(at, &[1, 2, 3]).unwrap();
+            let mut bytes = [0; 3];
+            memory.read(at, &mut bytes).unwrap();
+            assert_eq!(bytes, [1, 2, 3], "{backing}");
+            let extents = memory.data_extents(SlotId::Region, 0..37 * page).unwrap();
+            assert!(extents.iter().any(|data| data.contains(&(5 * page + 7))), "{backing}: {extents:?}");
+            assert!(extents.iter().all(|data| data.end <= 37 * page), "{backing}: {extents:?}");
+            assert!(memory.data_extents(SlotId::Ram, 0..4 << 20).unwrap().len() <= 1, "{backing}");
+        }
+    }
+
+    #[test]
+    fn untouched_anonymous_memory_is_a_hole() {
+        let page = host_page_bytes();
+        let ram = GuestRange::new(map::RAM_BASE, page).unwrap();
+        // Less than a block, so that the host's THP policy has no say.
+        let region = GuestRange::new(map::REGION_BASE, 64 * page).unwrap();
+        let memory = GuestMemory::on(Backing::Anonymous, ram, region).unwrap();
+        memory.write(Gpa::new(map::REGION_BASE.raw() + 3 * page), &[9]).unwrap();
+        memory.write(Gpa::new(map::REGION_BASE.raw() + 4 * page), &[9]).unwrap();
+        let all = memory.data_extents(SlotId::Region, 0..64 * page).unwrap();
+        assert_eq!(all, [Range { start: 3 * page, end: 5 * page }]);
+        let part = memory.data_extents(SlotId::Region, 4 * page + 8..40 * page).unwrap();
+        assert_eq!(part, [Range { start: 4 * page + 8, end: 5 * page }]);
     }
 
     #[test]

@@ -1,19 +1,32 @@
-//! One memslot: a guest range, its mapping and the file behind it.
-#![expect(unsafe_code, reason = "pwrite from a mapping that no Rust reference may cover")]
+//! One memslot: a guest range, its mapping and what is behind it.
+#![expect(unsafe_code, reason = "accesses to a mapping that no Rust reference may cover")]
 
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt as _;
 use std::ptr::NonNull;
 
 use abi::GuestRange;
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestRegionMmap};
 
-use super::MemoryError;
+use super::backing::{Backing, BackingUnavailable};
+use super::mapping::{Mapping, Source};
+use super::{MemoryError, host_page_bytes};
+
+// Documentation/admin-guide/mm/pagemap.rst
+const PAGEMAP_ENTRY: usize = 8;
+const PAGEMAP_PRESENT: u64 = 1 << 63;
+const PAGEMAP_SWAPPED: u64 = 1 << 62;
+/// Entries read at a time.
+const PAGEMAP_CHUNK: usize = 8192;
+
+/// Where memfd_create(2) has the logarithm of the huge page's size.
+const MFD_HUGE_SHIFT: u32 = 26;
 
 /// Name of a memslot.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -48,14 +61,16 @@ impl fmt::Display for SlotId {
     }
 }
 
-/// A memslot: guest range, mapping, backing file.
+/// A memslot: guest range, mapping, what is behind it.
 #[derive(Debug)]
 pub struct Slot {
     id: SlotId,
     range: GuestRange,
-    mapping: GuestRegionMmap,
+    memory: GuestRegionMmap,
     base: SlotBase,
-    file: File,
+    store: Store,
+    /// Where the memory is mapped; at least the slot.
+    _mapping: Mapping,
 }
 
 /// The mapping's first byte. Valid as long as the [`Slot`] that holds it.
@@ -68,46 +83,62 @@ unsafe impl Send for SlotBase {}
 // SAFETY: as above; the memory behind it is shared with the guest by design.
 unsafe impl Sync for SlotBase {}
 
+/// What is behind a mapping: it knows the holes.
+#[derive(Debug)]
+enum Store {
+    /// A file, whose byte `lead` is the slot's first.
+    File { file: File, lead: u64 },
+    /// Anonymous memory: only this process's page tables know what was ever touched.
+    Anonymous,
+}
+
 impl Slot {
-    /// A slot on fresh zeroed memory.
-    pub(super) fn on_memfd(id: SlotId, range: GuestRange, host_page_bytes: u64) -> Result<Self, MemoryError> {
+    /// A slot on fresh zeroed memory of kind `backing`, which the host has.
+    pub(super) fn new(id: SlotId, range: GuestRange, backing: Backing) -> Result<Self, MemoryError> {
         let len_bytes = range.len_bytes();
-        let refused = |source: rustix::io::Errno| MemoryError::Backing { slot: id, len_bytes, source: source.into() };
-        check_shape(id, range, host_page_bytes)?;
-        let name = match id {
-            SlotId::Ram => "tidemark-ram",
-            SlotId::Region => "tidemark-region",
-        };
-        let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC).map_err(refused)?);
-        rustix::fs::ftruncate(&file, len_bytes).map_err(refused)?;
-        Self::on_file(id, range, host_page_bytes, file)
+        match backing {
+            Backing::Memfd => Self::on_file(id, range, memory_file(id, MemfdFlags::empty(), len_bytes)?),
+            Backing::Anonymous | Backing::Thp => {
+                let mapping = map(id, range, Source::Anonymous)?;
+                if backing == Backing::Thp {
+                    mapping.advise_huge().map_err(|error| refused(id, backing, &error))?;
+                }
+                Self::within(id, range, mapping, 0, Store::Anonymous)
+            }
+            Backing::Hugetlb { .. } => {
+                check_shape(id, range)?;
+                // Whole huge pages: what the slot leaves of the first and the last is nobody's.
+                let page_bytes = backing.page_bytes();
+                let lead = range.start().raw() % page_bytes;
+                let file_bytes =
+                    lead.saturating_add(len_bytes).checked_next_multiple_of(page_bytes).unwrap_or(u64::MAX);
+                let size = page_bytes.trailing_zeros() << MFD_HUGE_SHIFT;
+                let file = memory_file(id, MemfdFlags::HUGETLB | MemfdFlags::from_bits_retain(size), file_bytes)?;
+                let mapping = Mapping::new(Source::Reserved(&file), file_bytes, 0, page_bytes)
+                    .map_err(|error| refused(id, backing, &error))?;
+                Self::within(id, range, mapping, lead, Store::File { file, lead })
+            }
+        }
     }
 
     /// A slot on `file`, which has the range's length.
-    pub(super) fn on_file(
-        id: SlotId,
-        range: GuestRange,
-        host_page_bytes: u64,
-        file: File,
-    ) -> Result<Self, MemoryError> {
-        let len_bytes = range.len_bytes();
-        check_shape(id, range, host_page_bytes)?;
-        let unmappable = |source| MemoryError::Map { slot: id, len_bytes, source };
-        let size = usize::try_from(len_bytes)
-            .map_err(|_| unmappable(vm_memory::mmap::MmapRegionError::InvalidOffsetLength))?;
-        let backing = file.try_clone().map_err(|source| MemoryError::Backing { slot: id, len_bytes, source })?;
-        let mapping = MmapRegionBuilder::<()>::new(size)
-            .with_file_offset(FileOffset::new(backing, 0))
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-            .build()
-            .map_err(unmappable)?;
-        let base = NonNull::new(mapping.as_ptr())
-            .map(SlotBase)
-            .ok_or_else(|| unmappable(vm_memory::mmap::MmapRegionError::InvalidPointer))?;
-        let mapping = GuestRegionMmap::new(mapping, GuestAddress(range.start().raw()))
+    pub(super) fn on_file(id: SlotId, range: GuestRange, file: File) -> Result<Self, MemoryError> {
+        let mapping = map(id, range, Source::Shared(&file))?;
+        Self::within(id, range, mapping, 0, Store::File { file, lead: 0 })
+    }
+
+    /// The slot that begins `lead` bytes into `mapping`, which reaches at least to its end.
+    fn within(id: SlotId, range: GuestRange, mapping: Mapping, lead: u64, store: Store) -> Result<Self, MemoryError> {
+        let unmappable = |source| MemoryError::Map { slot: id, len_bytes: range.len_bytes(), source };
+        // SAFETY: the mapping is longer than `lead`, by the slot.
+        let base = unsafe { mapping.base().add(lead as usize) };
+        // SAFETY: the range's bytes from `base` on are mapped as long as `mapping` lives, which the slot holds.
+        let builder =
+            unsafe { MmapRegionBuilder::<()>::new(range.len_bytes() as usize).with_raw_mmap_pointer(base.as_ptr()) };
+        let region = builder.with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE).build().map_err(unmappable)?;
+        let memory = GuestRegionMmap::new(region, GuestAddress(range.start().raw()))
             .ok_or_else(|| unmappable(vm_memory::mmap::MmapRegionError::InvalidOffsetLength))?;
-        Ok(Self { id, range, mapping, base, file })
+        Ok(Self { id, range, memory, base: SlotBase(base), store, _mapping: mapping })
     }
 
     /// Which slot it is.
@@ -122,12 +153,7 @@ impl Slot {
 
     /// Number of host pages in it: bits in its dirty bitmap.
     pub fn host_pages(&self) -> u64 {
-        self.range.len_bytes() / super::host_page_bytes()
-    }
-
-    /// The file behind the mapping; offset 0 is the slot's first byte.
-    pub fn file(&self) -> &File {
-        &self.file
+        self.range.len_bytes() / host_page_bytes()
     }
 
     /// First byte of the mapping in this process, for a backend's memslot and for PAGEMAP_SCAN.
@@ -138,7 +164,7 @@ impl Slot {
     }
 
     pub(super) fn mapping(&self) -> &GuestRegionMmap {
-        &self.mapping
+        &self.memory
     }
 
     /// Checks that `[offset, offset + len_bytes)` lies in the slot.
@@ -172,23 +198,90 @@ impl Slot {
 
     /// The extents of data in `within`, which the caller has checked.
     pub(super) fn data_extents(&self, within: Range<u64>) -> io::Result<Vec<Range<u64>>> {
-        let mut extents = Vec::new();
-        let mut at = within.start;
-        while at < within.end {
-            let data = match seek(&self.file, SeekFrom::Data(at)) {
-                Ok(data) if data < within.end => data,
-                Ok(_) | Err(rustix::io::Errno::NXIO) => break,
-                Err(error) => return Err(error.into()),
-            };
-            let hole = seek(&self.file, SeekFrom::Hole(data))?.min(within.end);
-            extents.push(data..hole);
-            at = hole;
+        match &self.store {
+            Store::File { file, lead } => {
+                let extents = file_extents(file, lead + within.start..lead + within.end)?;
+                Ok(extents.into_iter().map(|extent| extent.start - lead..extent.end - lead).collect())
+            }
+            Store::Anonymous => Ok(touched_extents(self.base.0.addr().get() as u64, within)),
         }
-        Ok(extents)
     }
 }
 
-fn check_shape(slot: SlotId, range: GuestRange, host_page_bytes: u64) -> Result<(), MemoryError> {
+/// SEEK_DATA and SEEK_HOLE over `within` of `file`.
+fn file_extents(file: &File, within: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+    let mut extents = Vec::new();
+    let mut at = within.start;
+    while at < within.end {
+        let data = match seek(file, SeekFrom::Data(at)) {
+            Ok(data) if data < within.end => data,
+            Ok(_) | Err(rustix::io::Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let hole = seek(file, SeekFrom::Hole(data))?.min(within.end);
+        extents.push(data..hole);
+        at = hole;
+    }
+    Ok(extents)
+}
+
+/// The parts of `within` (offsets from the address `base`) that this process's page tables have an entry for
+/// (Documentation/admin-guide/mm/pagemap.rst). Reading the others would give them one: the zero page, in whose place no
+/// huge page comes any more. All of `within` where the page tables cannot be read.
+fn touched_extents(base: u64, within: Range<u64>) -> Vec<Range<u64>> {
+    let page_bytes = host_page_bytes();
+    let Ok(pagemap) = File::open("/proc/self/pagemap") else { return vec![within] };
+    let mut extents: Vec<Range<u64>> = Vec::new();
+    let mut entries = vec![0; PAGEMAP_CHUNK * PAGEMAP_ENTRY];
+    let (mut page, end) = (within.start / page_bytes, within.end.div_ceil(page_bytes));
+    while page < end {
+        let count = (end - page).min(PAGEMAP_CHUNK as u64);
+        let bytes = &mut entries[..count as usize * PAGEMAP_ENTRY];
+        if pagemap.read_exact_at(bytes, (base / page_bytes + page) * PAGEMAP_ENTRY as u64).is_err() {
+            return vec![within];
+        }
+        for (entry, page) in bytes.as_chunks().0.iter().zip(page..) {
+            if u64::from_ne_bytes(*entry) & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED) == 0 {
+                continue;
+            }
+            let found = (page * page_bytes).max(within.start)..((page + 1) * page_bytes).min(within.end);
+            match extents.last_mut() {
+                Some(last) if last.end == found.start => last.end = found.end,
+                _ => extents.push(found),
+            }
+        }
+        page += count;
+    }
+    extents
+}
+
+/// A memfd of `len_bytes` for the slot `id`.
+fn memory_file(id: SlotId, flags: MemfdFlags, len_bytes: u64) -> Result<File, MemoryError> {
+    let refused = |source: rustix::io::Errno| MemoryError::Backing { slot: id, len_bytes, source: source.into() };
+    let name = match id {
+        SlotId::Ram => "tidemark-ram",
+        SlotId::Region => "tidemark-region",
+    };
+    let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | flags).map_err(refused)?);
+    rustix::fs::ftruncate(&file, len_bytes).map_err(refused)?;
+    Ok(file)
+}
+
+/// Maps `source` for the slot `id`, by pages of the host's.
+fn map(id: SlotId, range: GuestRange, source: Source<'_>) -> Result<Mapping, MemoryError> {
+    check_shape(id, range)?;
+    let len_bytes = range.len_bytes();
+    Mapping::new(source, len_bytes, range.start().raw(), Backing::Memfd.block_bytes()).map_err(|source| {
+        MemoryError::Map { slot: id, len_bytes, source: vm_memory::mmap::MmapRegionError::Mmap(source) }
+    })
+}
+
+fn refused(slot: SlotId, backing: Backing, error: &io::Error) -> MemoryError {
+    MemoryError::Lacks(BackingUnavailable::Refused { backing, slot, reason: error.to_string() })
+}
+
+fn check_shape(slot: SlotId, range: GuestRange) -> Result<(), MemoryError> {
+    let host_page_bytes = host_page_bytes();
     let whole = range.start().is_aligned(host_page_bytes) && range.len_bytes().is_multiple_of(host_page_bytes);
     if range.is_empty() || !whole { Err(MemoryError::Shape { slot, range, host_page_bytes }) } else { Ok(()) }
 }

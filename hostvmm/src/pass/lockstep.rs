@@ -48,17 +48,45 @@ pub(super) fn pass_with(
     pass: u64,
     steps: std::ops::Range<u64>,
 ) -> Result<PageBitmap, PassError> {
+    let written = write(session, model, pass, steps)?;
+    check(session, model, pass, &written)
+}
+
+/// What a guest has done in a pass.
+pub(super) struct Written {
+    /// The pages that the plan writes in its steps.
+    pub(super) pages: PageBitmap,
+    /// How long it took.
+    run_ns: u64,
+}
+
+/// The guest's part of a pass: it executes `steps`.
+pub(super) fn write(
+    session: &mut Session<'_>,
+    model: &mut Model,
+    pass: u64,
+    steps: std::ops::Range<u64>,
+) -> Result<Written, PassError> {
     (session.before_pass)(pass)?;
     let start = session.guest.now();
     session.guest.run_all(Command::RunSteps { first: steps.start, count: steps.end - steps.start })?;
     let run_ns = session.guest.now().saturating_sub(start).as_nanos() as u64;
-    let predicted = model.advance_all(steps.end, session.page_bytes());
+    Ok(Written { pages: model.advance_all(steps.end, session.page_bytes()), run_ns })
+}
+
+/// The host's part: harvest, copy, compare sets and digests. Returns what was harvested.
+pub(super) fn check(
+    session: &mut Session<'_>,
+    model: &mut Model,
+    pass: u64,
+    written: &Written,
+) -> Result<PageBitmap, PassError> {
     let mut copied = session.harvest(pass)?;
     session.copy(&mut copied)?;
-    let verdict = judge_sets(&predicted, &copied.harvested, &session.circumstances(pass));
+    let verdict = judge_sets(&written.pages, &copied.harvested, &session.circumstances(pass));
     let mut entry = copied.entry;
-    entry.predicted = predicted.count();
-    entry.run_ns = run_ns;
+    entry.predicted = written.pages.count();
+    entry.run_ns = written.run_ns;
     session.judge(&mut entry, &verdict);
     session.check_digests(model, &mut entry)?;
     session.finish(entry);

@@ -1,6 +1,6 @@
 //! A pass: one harvest, the copy of what it found, and the digests that prove the copy.
 //!
-//! - [`Lockstep`], [`Live`], [`Served`]: how passes follow each other; [`Session`]: what they share;
+//! - [`Lockstep`], [`Live`], [`Served`], [`HugePages`]: how passes follow each other; [`Session`]: what they share;
 //! - [`Guest`]: what a pass needs of a running guest; [`Interference`]: faults planted between log and copy;
 //! - [`copy_dirty`], [`copy_all`]: from a memslot to a [`CopyTarget`], run by run;
 //! - [`region_digest`], [`first_difference`]: over anything that is a [`PageSource`];
@@ -10,6 +10,7 @@
 mod copy;
 mod digest;
 mod guest;
+mod hugepages;
 mod interference;
 mod live;
 mod lockstep;
@@ -24,6 +25,7 @@ mod threads;
 pub use copy::{CopyStats, copy_all, copy_dirty};
 pub use digest::{Difference, differing_pages, first_difference, region_digest};
 pub use guest::{Guest, GuestError};
+pub use hugepages::HugePages;
 pub use interference::{Interference, InterferenceKind};
 pub use live::Live;
 pub use lockstep::Lockstep;

@@ -145,7 +145,7 @@ impl DirtyLog for LoopLog {
         if let Some(page) = self.blind {
             bits.clear(page);
         }
-        dirty.clone_from(&bits);
+        dirty.or(&bits);
         bits.clear_all();
         Ok(())
     }

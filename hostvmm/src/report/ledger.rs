@@ -70,7 +70,7 @@ pub struct Ledger {
     /// Why it did not pass; absent where it did.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
-    /// Name of the scenario: `run`, `passes`, `matrix`, `faults`.
+    /// Name of the scenario: `run`, `passes`, `matrix`, `faults`, `hugepages`.
     pub scenario: String,
     /// `emulator` or `kvm`.
     pub accelerator: String,
@@ -92,6 +92,9 @@ pub struct Ledger {
     pub vcpus: u32,
     /// Dirty log, or several joined by commas.
     pub dirty_log: String,
+    /// What memory is mapped on: `memfd`, `anon`, `thp`, `hugetlb`, `hugetlb:SIZE`.
+    #[serde(default)]
+    pub backing: String,
     /// The workload with all its parameters.
     pub workload: String,
     /// Seed of the plan.
@@ -108,6 +111,9 @@ pub struct Ledger {
     pub migration: Option<MigrationEntry>,
     /// One entry a planted fault.
     pub faults: Vec<FaultEntry>,
+    /// What stage 2 was made of; absent in scenarios that do not look.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hugepages: Option<HugePagesEntry>,
     /// Every check that failed, in order, at most [`MAX_MISMATCHES`].
     pub mismatches: Vec<Mismatch>,
     /// The ledgers of a scenario made of many runs; empty in a single run.
@@ -208,6 +214,51 @@ pub struct MigrationEntry {
     pub downtime_guest_ns: u64,
     /// Disagreement of the two, in parts per million.
     pub counter_error_ppm: f64,
+}
+
+/// What the scenario `hugepages` counted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HugePagesEntry {
+    /// Bytes of the blocks looked for.
+    pub block: u64,
+    /// Bytes of the chunks in which blocks were split as the log started; null without eager splitting.
+    pub eager_split: Option<u64>,
+    /// One entry a touch of the region, in order.
+    pub phases: Vec<HugePagesPhase>,
+}
+
+/// One touch of the region in [`HugePagesEntry`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HugePagesPhase {
+    /// When.
+    pub phase: Phase,
+    /// The pass of a touch while logging.
+    pub pass: Option<u64>,
+    /// Host pages that the touch wrote.
+    pub pages: u64,
+    /// Blocks that these lie in.
+    pub blocks: u64,
+    /// Stage-2 faults that it took, from the vCPUs' start of its first step to the last one's parking after it; host
+    /// interrupts of that time are counted as well.
+    pub faults: u64,
+    /// Stage-2 faults of the guest's digest after it, which reads the whole region; null without a pass.
+    pub read_faults: Option<u64>,
+    /// Block mappings in these blocks' stage-2 tables after the touch; null where the kernel does not show them.
+    pub table_blocks: Option<u64>,
+    /// Page mappings there.
+    pub table_pages: Option<u64>,
+}
+
+/// When a touch of the region was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Before the log was started.
+    Before,
+    /// While it ran.
+    Logging,
+    /// After it was stopped.
+    After,
 }
 
 /// A planted fault in the ledger.

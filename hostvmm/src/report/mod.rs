@@ -24,6 +24,8 @@ pub use ledger::{FaultEntry, Ledger, LedgerError, Mismatch, PassEntry, RegionEnt
 pub use progress::Progress;
 pub use text::text;
 
+use crate::memory::Size;
+
 /// Writes a ledger in every format into `directory`, which is made if need be.
 ///
 /// # Errors
@@ -98,7 +100,11 @@ fn describe(mismatch: &Mismatch) -> String {
 /// What sets one cell of a scenario apart from the others.
 fn cell_name(ledger: &Ledger) -> String {
     let Ledger { workload, vcpus, mode, clock, .. } = ledger;
-    format!("{} {workload} vcpus={vcpus} {mode} {clock}", translation(ledger))
+    let eager = match &ledger.hugepages {
+        Some(huge) => huge.eager_split.map_or(" eager-split off".to_owned(), |it| format!(" eager-split {}", Size(it))),
+        None => String::new(),
+    };
+    format!("{} {workload} vcpus={vcpus} {mode} {clock}{eager}", translation(ledger))
 }
 
 /// The guest's translation in two words: granule and VA bits, or on ARMv7 the format, whose VA bits are 32.
@@ -124,6 +130,7 @@ pub(crate) fn sample_ledger() -> Ledger {
         host_page: 4096,
         vcpus: 1,
         dirty_log: "emulator".to_owned(),
+        backing: "memfd".to_owned(),
         workload: "dirtyram:pages=2048,step=10,sleep_ms=0".to_owned(),
         seed: 7,
         mode: "lockstep".to_owned(),
@@ -132,6 +139,7 @@ pub(crate) fn sample_ledger() -> Ledger {
         passes: Vec::new(),
         migration: None,
         faults: Vec::new(),
+        hugepages: None,
         mismatches: Vec::new(),
         cells: Vec::new(),
         reproduce: "hostvmm verify passes --seed 7".to_owned(),

@@ -4,7 +4,9 @@ use std::fmt::Write;
 
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 
+use super::ledger::{HugePagesEntry, Phase};
 use super::{Ledger, Verdict, cell_name, describe};
+use crate::memory::Size;
 
 /// One rule, under the header.
 const RULED: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
@@ -25,6 +27,21 @@ pub fn text(ledger: &Ledger) -> String {
     if !ledger.faults.is_empty() {
         line(faults(ledger).to_string());
     }
+    for run in std::iter::once(ledger).chain(&ledger.cells) {
+        if let Some(huge) = &run.hugepages {
+            line(hugepages_heading(run, huge));
+            line(hugepages(huge).to_string());
+        }
+    }
+    if let [off, on] = ledger.cells.as_slice()
+        && let (Some(off), Some(on)) = (&off.hugepages, &on.hugepages)
+    {
+        let faults = |huge: &HugePagesEntry| -> u64 {
+            let logging = huge.phases.iter().filter(|entry| entry.phase == Phase::Logging);
+            logging.map(|entry| entry.faults + entry.read_faults.unwrap_or(0)).sum()
+        };
+        line(format!("faults while logging: {} without eager splitting, {} with it", faults(off), faults(on)));
+    }
     let region = &ledger.region;
     for (sum, what) in [(region.sum_r_source, "region"), (region.sum_r_dest, "copy")] {
         if let Some(sum) = sum {
@@ -43,6 +60,9 @@ pub fn text(ledger: &Ledger) -> String {
         Verdict::Pass if !ledger.faults.is_empty() => {
             "PASS: every fault that was planted was detected where it was planted"
         }
+        Verdict::Pass if ledger.scenario == "hugepages" => {
+            "PASS: blocks before logging, dissolved page by page while the log was exact, rebuilt after"
+        }
         Verdict::Pass => "PASS: every page the guest wrote was logged, copied and verified",
         Verdict::Fail => "FAIL",
         Verdict::Skip => "SKIP",
@@ -53,12 +73,12 @@ pub fn text(ledger: &Ledger) -> String {
 }
 
 fn heading(ledger: &Ledger) -> String {
-    let Ledger { scenario, provenance, arch, vcpus, workload, seed, mode, clock, dirty_log, .. } = ledger;
+    let Ledger { scenario, provenance, arch, vcpus, workload, seed, mode, clock, dirty_log, backing, .. } = ledger;
     let region = &ledger.region;
     let translation = super::translation(ledger);
     format!(
         "{scenario} on {provenance}: {arch} {translation}, {vcpus} vCPU, {mode}, {clock} clock, dirty log \
-         {dirty_log}\nworkload {workload}, seed {seed}, region {} KiB at {:#x}, host page {}",
+         {dirty_log}\nworkload {workload}, seed {seed}, region {} KiB at {:#x} on {backing}, host page {}",
         region.size / 1024,
         region.gpa,
         ledger.host_page
@@ -153,6 +173,38 @@ fn faults(ledger: &Ledger) -> Table {
             fault.pass.map_or_else(|| "-".to_owned(), |pass| pass.to_string()),
         ]);
     }
+    table
+}
+
+fn hugepages_heading(ledger: &Ledger, huge: &HugePagesEntry) -> String {
+    format!(
+        "stage 2, {} on {}, blocks of {}, eager splitting {}:",
+        ledger.backing,
+        ledger.provenance,
+        Size(huge.block),
+        huge.eager_split.map_or("off".to_owned(), |bytes| format!("by {}", Size(bytes)))
+    )
+}
+
+fn hugepages(huge: &HugePagesEntry) -> Table {
+    let mut table = table(&["touch", "pages", "in blocks", "faults", "read faults", "blocks mapped", "pages mapped"]);
+    let optional = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
+    for entry in &huge.phases {
+        table.add_row([
+            match (entry.phase, entry.pass) {
+                (Phase::Before, _) => "before logging".to_owned(),
+                (Phase::Logging, pass) => format!("logging, pass {}", pass.unwrap_or(0)),
+                (Phase::After, _) => "after logging".to_owned(),
+            },
+            entry.pages.to_string(),
+            entry.blocks.to_string(),
+            entry.faults.to_string(),
+            optional(entry.read_faults),
+            optional(entry.table_blocks),
+            optional(entry.table_pages),
+        ]);
+    }
+    align_numbers(&mut table, 1);
     table
 }
 

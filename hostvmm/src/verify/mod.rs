@@ -1,12 +1,13 @@
 //! Scenarios: what is run, what is checked, and what it proves.
 //!
 //! - [`Spec`]: one run as the command line asks for it;
-//! - [`run_passes`], [`run_served`], [`run_matrix`], [`run_faults`]: the scenarios, each yielding a [`crate::report::Ledger`];
+//! - [`run_passes`], [`run_served`], [`run_matrix`], [`run_faults`], [`run_hugepages`]: the scenarios, each yielding a [`crate::report::Ledger`];
 //! - [`model`], [`oracle`]: what memory and the dirty log must be, from the plan alone;
 //!
 //! Scenarios see the traits of [`crate::backend`] and [`crate::dirty`], never a concrete backend.
 
 mod faults;
+mod hugepages;
 mod interrupt;
 mod matrix;
 pub mod model;
@@ -24,6 +25,7 @@ use crate::dirty::DirtyLogKind;
 use crate::machine::MachineConfig;
 
 pub use faults::{fault_count, run_faults};
+pub use hugepages::run_hugepages;
 pub use interrupt::Interrupt;
 pub use matrix::{Axes, run_matrix};
 pub use passes::{RunError, run_passes};

@@ -1,16 +1,16 @@
 //! The scenario `passes`: one machine, one workload, harvest, copy and check pass by pass.
 
-use abi::{Arch, Gpa};
+use abi::Gpa;
 use workload::{Geometry, Plan, PlanError};
 
 use super::interrupt::Interrupt;
 use super::model::Model;
 use super::running::RunningGuest;
 use super::{Mode, Spec};
-use crate::backend::{BackendError, PlantedFault, VmHandle};
+use crate::backend::{BackendError, PlantedFault, Unavailable, Vm, VmHandle};
 use crate::dirty::{AcceleratorLog, DirtyLog, DirtyLogKind, PagemapScanLog, PagemapScanUnavailable, SeveralLogs};
 use crate::machine::{BuildError, Clock, ConfigError, Image, LoadError, Machine, Transport};
-use crate::memory::{MemoryError, SlotId, host_page_bytes};
+use crate::memory::{Backing, MemoryError, Size, SlotId, host_page_bytes};
 use crate::pass::{CopyTarget, GuestError, Interference, Live, Lockstep, PassError, Session, TargetError, Threads};
 use crate::replicate::{BitmapFileError, ServeError};
 use crate::report::{Ledger, Mismatch, Progress, RegionEntry, Verdict};
@@ -30,6 +30,9 @@ pub enum RunError {
     /// The workload does not fit the region.
     #[error("the workload does not fit: {0}")]
     Plan(PlanError),
+    /// This host cannot show what the scenario is about.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
     /// This host has no PAGEMAP_SCAN.
     #[error(transparent)]
     PagemapScan(#[from] PagemapScanUnavailable),
@@ -56,7 +59,13 @@ pub enum RunError {
 impl RunError {
     /// Whether the host lacks what was asked for: nothing is proven and nothing failed.
     pub fn is_unavailable(&self) -> bool {
-        matches!(self, Self::PagemapScan(_) | Self::NoSuchLog(_) | Self::Build(BuildError::Unavailable(_)))
+        matches!(
+            self,
+            Self::Unavailable(_)
+                | Self::PagemapScan(_)
+                | Self::NoSuchLog(_)
+                | Self::Build(BuildError::Unavailable(_) | BuildError::Memory(MemoryError::Lacks(_)))
+        )
     }
 
     /// Whether the user asked for something that cannot be.
@@ -97,7 +106,8 @@ pub(super) fn run_with(
     interrupt: &Interrupt,
     progress: &Progress,
 ) -> Result<Ledger, RunError> {
-    execute(spec, plant, interrupt, progress, |session, mut model| {
+    execute(spec, plant, interrupt, progress, |session, mut model, _| {
+        session.start()?;
         let &Spec { passes, steps_per_pass, interval, self_check, .. } = spec;
         match spec.mode {
             Mode::Lockstep => Lockstep { passes, steps_per_pass, self_check }.run(session, &mut model),
@@ -106,13 +116,13 @@ pub(super) fn run_with(
     })
 }
 
-/// Makes machine, log and destination of `spec`, lets `passes` run over them, and ends the guest.
+/// Makes machine, log and destination of `spec`, lets `passes` run over them, which start the log, and ends the guest.
 pub(super) fn execute(
     spec: &Spec,
     plant: Option<Plant>,
     interrupt: &Interrupt,
     progress: &Progress,
-    passes: impl FnOnce(&mut Session<'_>, Model) -> Result<(), PassError>,
+    passes: impl FnOnce(&mut Session<'_>, Model, &dyn Vm) -> Result<(), PassError>,
 ) -> Result<Ledger, RunError> {
     let model = Model::new(plan(spec)?);
     let image = Image::open(&spec.firmware)?;
@@ -138,8 +148,7 @@ pub(super) fn execute(
             progress,
             threads: Threads::of_host(),
         };
-        session.start()?;
-        passes(&mut session, model)?;
+        passes(&mut session, model, vm.as_ref())?;
         Ok(guest.power_off()?)
     });
     if let Err(error) = result {
@@ -246,6 +255,7 @@ pub(super) fn blank_ledger(spec: &Spec) -> Ledger {
         host_page: layout.map_or(0, |layout| layout.log_page_bytes()),
         vcpus: machine.vcpus as u32,
         dirty_log: kinds.join(","),
+        backing: machine.backing.to_string(),
         workload: spec.workload.to_string(),
         seed: machine.seed,
         mode: spec.mode.name().to_owned(),
@@ -257,6 +267,7 @@ pub(super) fn blank_ledger(spec: &Spec) -> Ledger {
         passes: Vec::new(),
         migration: None,
         faults: Vec::new(),
+        hugepages: None,
         mismatches: Vec::new(),
         cells: Vec::new(),
         reproduce: reproduce(spec, &kinds.join(",")),
@@ -290,11 +301,16 @@ fn reproduce(spec: &Spec, logs: &str) -> String {
         spec.mode.name(),
         clock_name(machine.clock),
     );
-    if machine.tables.arch() == Arch::Armv7 {
-        line.push_str(&format!(" --arch armv7 --tables {}", machine.tables.name()));
-    }
     if let Some(base) = machine.region_base {
         line.push_str(&format!(" --region-base {base}"));
+    }
+    if machine.backing != Backing::default() || spec.scenario == "hugepages" {
+        line.push_str(&format!(" --backing {}", machine.backing));
+    }
+    match machine.eager_split {
+        Some(bytes) => line.push_str(&format!(" --eager-split {}", Size(bytes))),
+        None if spec.scenario == "hugepages" => line.push_str(" --eager-split off"),
+        None => {}
     }
     if let Some(bytes) = machine.log_page_bytes.filter(|&bytes| bytes != host_page_bytes()) {
         line.push_str(&format!(" --host-page {}k", bytes >> 10));

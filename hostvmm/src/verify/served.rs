@@ -21,5 +21,8 @@ pub fn run_served(spec: &Spec, bitmap: &Path, interrupt: &Interrupt, progress: &
     let file = open()?;
     let mut server = FileServer::new(open()?, SlotId::Region)?;
     let served = Served { steps: spec.passes.saturating_mul(spec.steps_per_pass), self_check: spec.self_check };
-    execute(spec, None, interrupt, progress, |session, model| served.run(session, model, &file, &mut server))
+    execute(spec, None, interrupt, progress, |session, model, _| {
+        session.start()?;
+        served.run(session, model, &file, &mut server)
+    })
 }

@@ -5,19 +5,20 @@
 use std::arch::asm;
 use std::io;
 
-use abi::Arch;
-use abi::hypercall::{HVC_FUNCTION, HVC_FUNCTION_32};
+use abi::hypercall::HVC_FUNCTION;
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_ARM_VM_SMCCC_CTRL, KVM_ARM_VM_SMCCC_FILTER, KVM_CAP_ARM_EL1_32BIT, KVM_CAP_ARM_PSCI_0_2,
-    KVM_CAP_DEVICE_CTRL, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, KVM_CAP_IMMEDIATE_EXIT,
+    KVM_API_VERSION, KVM_ARM_VM_SMCCC_CTRL, KVM_ARM_VM_SMCCC_FILTER, KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE,
+    KVM_CAP_ARM_PSCI_0_2, KVM_CAP_ARM_SUPPORTED_BLOCK_SIZES, KVM_CAP_BINARY_STATS_FD, KVM_CAP_DEVICE_CTRL,
+    KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, KVM_CAP_IMMEDIATE_EXIT,
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_ONE_REG, KVM_DIRTY_LOG_INITIALLY_SET,
-    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, kvm_device_attr, kvm_smccc_filter,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, kvm_device_attr, kvm_enable_cap, kvm_smccc_filter,
     kvm_smccc_filter_action_KVM_SMCCC_FILTER_FWD_TO_USER,
 };
 use kvm_ioctls::{Kvm, VmFd};
 
 use super::gic;
 use crate::backend::{KvmLog, Unavailable};
+use crate::memory::Size;
 
 /// Bits of guest physical address where the host cannot be asked (Linux before 4.20).
 const DEFAULT_ADDRESS_BITS: u32 = 40;
@@ -63,22 +64,6 @@ pub(in crate::backend) fn probe() -> Result<(), Unavailable> {
     }
 }
 
-/// Whether this host's KVM runs guests of `arch`: those of ARMv7 need AArch32 at EL1, which many CPUs no longer have
-/// (kvm/api.rst 4.82).
-///
-/// # Errors
-/// [`Unavailable`]: why there is no KVM, or no such guest.
-pub(in crate::backend) fn probe_guest(arch: Arch) -> Result<(), Unavailable> {
-    probe()?;
-    if arch == Arch::Armv7 && device()?.check_extension_raw(KVM_CAP_ARM_EL1_32BIT.into()) <= 0 {
-        return Err(Unavailable::Lacks {
-            what: "AArch32 at EL1 (KVM_CAP_ARM_EL1_32BIT: the CPU must have it), which ARMv7 guests need",
-            instead: "--accel emulator or --arch aarch64",
-        });
-    }
-    Ok(())
-}
-
 /// Whether this host's KVM has the dirty log `log`.
 ///
 /// # Errors
@@ -109,6 +94,52 @@ pub(in crate::backend) fn probe_log(log: KvmLog) -> Result<(), Unavailable> {
     }
 }
 
+/// Whether this host's KVM can split blocks in chunks of `chunk_bytes` as a dirty log starts.
+///
+/// # Errors
+/// [`Unavailable`]: why there is no KVM, or what it offers instead.
+pub(in crate::backend) fn probe_eager_split(chunk_bytes: u64) -> Result<(), Unavailable> {
+    probe()?;
+    offers_eager_split(&device()?, chunk_bytes)
+}
+
+/// A bit for each block size (kvm/api.rst 8.42); the chunk's own capability only tells what is set.
+fn offers_eager_split(kvm: &Kvm, chunk_bytes: u64) -> Result<(), Unavailable> {
+    let sizes = kvm.check_extension_raw(KVM_CAP_ARM_SUPPORTED_BLOCK_SIZES.into()).max(0) as u64;
+    if chunk_bytes.is_power_of_two() && sizes & chunk_bytes != 0 {
+        return Ok(());
+    }
+    let offered: Vec<String> =
+        (0..31).map(|bit| 1 << bit).filter(|size| sizes & size != 0).map(|size| Size(size).to_string()).collect();
+    Err(Unavailable::EagerSplit { chunk_bytes, offered: offered.join(", ") })
+}
+
+/// Lets `vm`, which has no memslots yet, split blocks in chunks of `chunk_bytes` as a dirty log starts (kvm/api.rst 7.34).
+///
+/// # Errors
+/// [`Unavailable::EagerSplit`].
+pub(super) fn enable_eager_split(kvm: &Kvm, vm: &VmFd, chunk_bytes: u64) -> Result<(), Unavailable> {
+    offers_eager_split(kvm, chunk_bytes)?;
+    let capability =
+        kvm_enable_cap { cap: KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE, args: [chunk_bytes, 0, 0, 0], ..Default::default() };
+    vm.enable_cap(&capability).map_err(|error| Unavailable::EagerSplit { chunk_bytes, offered: error.to_string() })
+}
+
+/// Whether this host's KVM counts what its vCPUs do.
+///
+/// # Errors
+/// [`Unavailable`].
+pub(in crate::backend) fn probe_fault_counts() -> Result<(), Unavailable> {
+    probe()?;
+    match device()?.check_extension_raw(KVM_CAP_BINARY_STATS_FD.into()) {
+        1.. => Ok(()),
+        _ => Err(Unavailable::Lacks {
+            what: "statistics that count faults (KVM_CAP_BINARY_STATS_FD, Linux 5.14)",
+            instead: "verify passes",
+        }),
+    }
+}
+
 /// Bits of guest physical address that a machine can have.
 pub(super) fn address_bits(kvm: &Kvm) -> u32 {
     u32::try_from(kvm.get_host_ipa_limit()).ok().filter(|bits| *bits > 0).unwrap_or(DEFAULT_ADDRESS_BITS)
@@ -125,25 +156,22 @@ pub(super) fn create_vm(kvm: &Kvm, bits: u32) -> Result<VmFd, kvm_ioctls::Error>
 /// # Errors
 /// [`Unavailable::Lacks`].
 pub(super) fn forward_hvc(vm: &VmFd) -> Result<(), Unavailable> {
-    for base in [HVC_FUNCTION, HVC_FUNCTION_32] {
-        let filter = kvm_smccc_filter {
-            base,
-            nr_functions: 1,
-            action: kvm_smccc_filter_action_KVM_SMCCC_FILTER_FWD_TO_USER as u8,
-            pad: [0; 15],
-        };
-        let attribute = kvm_device_attr {
-            flags: 0,
-            group: KVM_ARM_VM_SMCCC_CTRL,
-            attr: KVM_ARM_VM_SMCCC_FILTER.into(),
-            addr: (&raw const filter).expose_provenance() as u64,
-        };
-        vm.set_device_attr(&attribute).map_err(|_| Unavailable::Lacks {
-            what: "SMCCC filter (Linux 6.4), which HVC hypercalls need",
-            instead: "--hypercall mmio",
-        })?;
-    }
-    Ok(())
+    let filter = kvm_smccc_filter {
+        base: HVC_FUNCTION,
+        nr_functions: 1,
+        action: kvm_smccc_filter_action_KVM_SMCCC_FILTER_FWD_TO_USER as u8,
+        pad: [0; 15],
+    };
+    let attribute = kvm_device_attr {
+        flags: 0,
+        group: KVM_ARM_VM_SMCCC_CTRL,
+        attr: KVM_ARM_VM_SMCCC_FILTER.into(),
+        addr: (&raw const filter).expose_provenance() as u64,
+    };
+    vm.set_device_attr(&attribute).map_err(|_| Unavailable::Lacks {
+        what: "SMCCC filter (Linux 6.4), which HVC hypercalls need",
+        instead: "--hypercall mmio",
+    })
 }
 
 /// Whether the CPU below this host is certainly an emulated one, so that times say nothing about hardware.

@@ -3,7 +3,8 @@
 //! - [`host`]: what this host's KVM offers, where it runs, and the guest's time;
 //! - [`vcpu`]: a vCPU: `KVM_RUN`, its exits, its registers; [`kick`]: how another thread stops it;
 //! - [`gic`]: the in-kernel GICv3;
-//! - [`log`]: memslots and the four dirty logs on them; [`ring`]: the dirty ring's memory.
+//! - [`log`]: memslots and the four dirty logs on them; [`ring`]: the dirty ring's memory;
+//! - [`stage2`]: faults counted, tables seen.
 //!
 //! The kernel has the GIC, the timers, PSCI and the PMU; the PL011 and the doorbell are MMIO exits. docs/kvm.md says which
 //! ioctl serves what.
@@ -16,6 +17,7 @@ mod host;
 mod kick;
 mod log;
 mod ring;
+mod stage2;
 #[cfg(test)]
 mod tests;
 mod vcpu;
@@ -27,9 +29,10 @@ use abi::GuestRange;
 use kvm_bindings::{KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_CAP_ARM_PMU_V3};
 use kvm_ioctls::VmFd;
 
-pub(super) use self::host::{is_nested_in_emulation, probe, probe_guest, probe_log};
+pub(super) use self::host::{is_nested_in_emulation, probe, probe_eager_split, probe_fault_counts, probe_log};
 use self::kick::Kick;
 use self::log::Tracker;
+use self::stage2::FaultCounter;
 use self::vcpu::KvmVcpu;
 use super::{Accelerator, BackendError, PlantedFault, Unavailable, Vcpu, Vm, VmHandle};
 use crate::machine::{BuildError, Clock, MachineConfig, PHYSICAL_ADDRESS_BITS, Start, Transport};
@@ -41,6 +44,10 @@ struct KvmVm {
     tracker: Arc<Tracker>,
     vcpus: Mutex<Vec<Option<KvmVcpu>>>,
     kicks: Vec<Arc<Kick>>,
+    /// By vCPU; empty where the kernel has no statistics.
+    faults: Vec<FaultCounter>,
+    /// The thread that made the machine.
+    maker: i32,
     /// The device is only held: closing it would not destroy it, but it belongs to the machine.
     _gic: kvm_ioctls::DeviceFd,
     /// The host's counter at the guest's zero.
@@ -60,7 +67,6 @@ pub(super) fn open(config: &MachineConfig, memory: &GuestMemory, start: Start) -
         .into());
     }
     probe_log(config.kvm_log)?;
-    probe_guest(start.arch)?;
     let kvm = host::device()?;
     let bits = host::address_bits(&kvm).min(PHYSICAL_ADDRESS_BITS);
     for range in memory.slots().iter().map(Slot::range) {
@@ -74,11 +80,14 @@ pub(super) fn open(config: &MachineConfig, memory: &GuestMemory, start: Start) -
     if config.transport == Transport::Hvc {
         host::forward_hvc(&fd)?;
     }
+    if let Some(chunk_bytes) = config.eager_split {
+        host::enable_eager_split(&kvm, &fd, chunk_bytes)?;
+    }
     let tracker = Arc::new(Tracker::new(Arc::clone(&fd), config.kvm_log, memory)?);
     let pmu = fd.check_extension_raw(KVM_CAP_ARM_PMU_V3.into()) > 0;
     let mut vcpus = Vec::new();
     for index in 0..config.vcpus {
-        vcpus.push(KvmVcpu::new(&fd, index, start.arch, pmu, &tracker, memory)?);
+        vcpus.push(KvmVcpu::new(&fd, index, pmu, &tracker, memory)?);
     }
     let gic = gic::create(&fd, config.vcpus)?;
     for vcpu in &mut vcpus {
@@ -88,8 +97,10 @@ pub(super) fn open(config: &MachineConfig, memory: &GuestMemory, start: Start) -
     let guest_ticks = vcpus[0].counter()?;
     let counter_offset = host::counter().wrapping_sub(guest_ticks);
     let kicks = vcpus.iter().map(KvmVcpu::kick).collect();
+    let faults = vcpus.iter().map(KvmVcpu::fault_counter).collect::<Result<_, _>>().unwrap_or_default();
     let vcpus = Mutex::new(vcpus.into_iter().map(Some).collect());
-    Ok(Arc::new(KvmVm { fd, tracker, vcpus, kicks, _gic: gic, counter_offset }))
+    let maker = stage2::thread_id();
+    Ok(Arc::new(KvmVm { fd, tracker, vcpus, kicks, faults, maker, _gic: gic, counter_offset }))
 }
 
 /// A refusal in KVM's words.
@@ -147,6 +158,22 @@ impl Vm for KvmVm {
             accelerator: Accelerator::Kvm,
             what: "plant a fault in the kernel's dirty log",
         })
+    }
+
+    fn stage2_faults(&self) -> Result<u64, BackendError> {
+        if self.faults.is_empty() {
+            let what = "count stage-2 faults without statistics (KVM_CAP_BINARY_STATS_FD, Linux 5.14)";
+            return Err(BackendError::Unsupported { accelerator: Accelerator::Kvm, what });
+        }
+        self.faults
+            .iter()
+            .map(FaultCounter::read)
+            .sum::<Result<u64, _>>()
+            .map_err(|error| BackendError::Statistics { accelerator: Accelerator::Kvm, reason: error.to_string() })
+    }
+
+    fn stage2_tables(&self) -> Option<String> {
+        stage2::tables(&self.fd, self.maker)
     }
 
     fn now_ticks(&self) -> u64 {
