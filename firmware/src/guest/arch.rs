@@ -9,5 +9,10 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+#[cfg(target_arch = "arm")]
+mod armv7;
+
 #[cfg(target_arch = "aarch64")]
 pub(crate) use aarch64::{cache, cpu, entry, features, mmu, pattern, timer};
+#[cfg(target_arch = "arm")]
+pub(crate) use armv7::{cache, cpu, entry, features, mmu, pattern, timer};

@@ -1,4 +1,4 @@
-//! Where the linker script put the parts of the image. Neighbours: linker/aarch64.ld defines the symbols,
+//! Where the linker script put the parts of the image. Neighbours: the scripts in linker/ define the symbols,
 //! [`crate::guest::mmu`] maps each part with its permissions.
 #![expect(unsafe_code, reason = "linker symbols are extern statics")]
 
@@ -73,6 +73,11 @@ pub(crate) fn stack(vcpu: usize) -> GuestRange {
 /// The stack of `vcpu` that exceptions are taken on, below which lies a guard.
 pub(crate) fn exception_stack(vcpu: usize) -> GuestRange {
     nth_stack(vcpu, 3)
+}
+
+/// The guards below the two stacks of `vcpu`.
+pub(crate) fn guards(vcpu: usize) -> [GuestRange; 2] {
+    [nth_stack(vcpu, 0), nth_stack(vcpu, 2)]
 }
 
 fn nth_stack(vcpu: usize, position: u64) -> GuestRange {

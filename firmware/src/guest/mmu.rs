@@ -1,7 +1,7 @@
 //! The guest's address space: what is mapped, and with which permissions.
 //!
 //! RAM and devices are mapped to themselves. The region is never at its physical address: it has two writable aliases,
-//! used in turn, where there is room for two, and a read-only executable one. Image parts have permissions of their own;
+//! used in turn, where there is room for two, and a read-only executable one where the plan may need it. Image parts have permissions of their own;
 //! guards below stacks cannot be written. All is mapped before any of it is used, while the boot table maps everything
 //! to itself.
 //!
@@ -40,7 +40,8 @@ impl AddressSpace {
 
     /// A read-only address of `range`, which lies in the region or in RAM; else `None`.
     pub(crate) fn view(&self, range: GuestRange) -> Option<u64> {
-        [(self.region, self.layout.region_low()), (self.ram, self.layout.ram_view())]
+        let ram_view = self.layout.ram_view().unwrap_or(self.ram.start().raw());
+        [(self.region, self.layout.region_second()), (self.ram, ram_view)]
             .into_iter()
             .find(|(mapped, _)| mapped.contains_range(range))
             .and_then(|(mapped, va)| Some(va + range.start().checked_offset_from(mapped.start())?))
@@ -65,10 +66,16 @@ pub(crate) fn build(
     let mut space = Space { builder: Builder::new(boot, range(image::end(), ram.end())) };
 
     let region_sizes = if boot.flags & FLAG_REGION_BLOCKS != 0 { Sizes::Largest } else { Sizes::Pages };
-    space.map(layout.region_high(), boot.region, Attributes::DATA, region_sizes);
-    space.map(layout.region_low(), boot.region, Attributes::DATA, region_sizes);
-    space.map(layout.region_code(), boot.region, Attributes::TEXT, Sizes::Largest);
-    space.map(layout.ram_view(), ram, Attributes::CONSTANTS, Sizes::Largest);
+    space.map(layout.region_first(), boot.region, Attributes::DATA, region_sizes);
+    if layout.region_second() != layout.region_first() {
+        space.map(layout.region_second(), boot.region, Attributes::DATA, region_sizes);
+    }
+    if let Some(code) = layout.region_code() {
+        space.map(code, boot.region, Attributes::TEXT, Sizes::Largest);
+    }
+    if let Some(view) = layout.ram_view() {
+        space.map(view, ram, Attributes::CONSTANTS, Sizes::Largest);
+    }
 
     space.identity(range(ram.start(), image::start()), Attributes::CONSTANTS); // the devicetree
     space.identity(image::text(), Attributes::TEXT);
@@ -77,6 +84,10 @@ pub(crate) fn build(
     for vcpu in 0..MAX_VCPUS {
         space.identity(image::stack(vcpu), Attributes::DATA);
         space.identity(image::exception_stack(vcpu), Attributes::DATA);
+        // A digest of RAM reads the guards too: where there is no other view of them, they are readable.
+        if layout.ram_view().is_none() {
+            image::guards(vcpu).into_iter().for_each(|guard| space.identity(guard, Attributes::CONSTANTS));
+        }
     }
     space.identity(range(image::end(), ram.end()), Attributes::DATA);
     for window in devices.windows() {

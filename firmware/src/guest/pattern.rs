@@ -70,8 +70,8 @@ struct Aliases {
 impl Aliases {
     fn new(machine: &'static Machine, vcpu: usize, step: u64) -> Self {
         let layout = machine.space.layout();
-        let second = (step / 2 + vcpu as u64).is_multiple_of(2);
-        let data = if second { layout.region_high() } else { layout.region_low() } as usize;
+        let first = (step / 2 + vcpu as u64).is_multiple_of(2);
+        let data = if first { layout.region_first() } else { layout.region_second() } as usize;
         Self { machine, vcpu, data }
     }
 
@@ -105,7 +105,8 @@ impl Aliases {
             (How::Increment, Data::Add(addend)) => increment::add(place, addend),
             (How::Exclusive, Data::Add(addend)) => exclusive::add(place, addend),
             (How::Code { returns }, Data::Bytes(bytes)) => {
-                let code = self.machine.space.layout().region_code() + write.offset;
+                let alias = self.machine.space.layout().region_code();
+                let code = alias.expect("a plan that writes functions has an alias to run them from") + write.offset;
                 let found = code::write_and_call(place, code as usize, bytes);
                 if found != returns {
                     let region = self.machine.boot.region;

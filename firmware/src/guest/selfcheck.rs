@@ -17,7 +17,7 @@ use crate::guest::{Machine, heap};
 /// If there is no heap for a buffer of one page.
 pub(crate) fn run(machine: &Machine, steps: u64) -> Outcome {
     let region = machine.boot.region;
-    let view = machine.space.layout().region_high();
+    let view = machine.space.layout().region_first();
     let mut expected = scratch(region.len_bytes());
     let window_bytes = expected.len() as u64;
     for window in (0..region.len_bytes()).step_by(expected.len()) {

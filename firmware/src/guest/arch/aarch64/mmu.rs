@@ -95,23 +95,23 @@ impl Layout {
     }
 
     /// The region's writable alias in the high half.
-    pub(crate) fn region_high(&self) -> u64 {
+    pub(crate) fn region_first(&self) -> u64 {
         alias(Va::high_base(self.va).raw() + (1 << (self.va.bits() - 2)), self.region)
     }
 
     /// The region's writable alias in the low half.
-    pub(crate) fn region_low(&self) -> u64 {
+    pub(crate) fn region_second(&self) -> u64 {
         alias(1 << (self.va.bits() - 1), self.region)
     }
 
     /// The region's read-only, executable alias.
-    pub(crate) fn region_code(&self) -> u64 {
-        alias(0b11 << (self.va.bits() - 2), self.region)
+    pub(crate) fn region_code(&self) -> Option<u64> {
+        Some(alias(0b11 << (self.va.bits() - 2), self.region))
     }
 
     /// All of RAM, read-only.
-    pub(crate) fn ram_view(&self) -> u64 {
-        alias(Va::high_base(self.va).raw() + (0b11 << (self.va.bits() - 2)), self.ram)
+    pub(crate) fn ram_view(&self) -> Option<u64> {
+        Some(alias(Va::high_base(self.va).raw() + (0b11 << (self.va.bits() - 2)), self.ram))
     }
 
     /// First address that the live table of `vcpu` translates.
