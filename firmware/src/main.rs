@@ -15,7 +15,8 @@ mod guest;
 fn main() -> std::process::ExitCode {
     eprintln!(
         "the firmware runs in a virtual machine; build and run it with\n    \
-         cargo run -p firmware --target aarch64-unknown-none-softfloat -- --passes 5"
+         cargo run -p firmware --target aarch64-unknown-none-softfloat -- --passes 5\n    \
+         cargo run -p firmware --target armv7a-none-eabi -- --passes 5"
     );
     std::process::ExitCode::from(2)
 }
