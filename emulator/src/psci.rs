@@ -13,6 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use abi::Gpa;
 
+use crate::config::ExecutionState;
 use crate::shared::Shared;
 use crate::signal;
 
@@ -125,9 +126,15 @@ pub enum Outcome {
     Host,
 }
 
-/// Serves the call of `caller` with x0 to x3 in `args`.
+/// Serves the call of `caller` with x0 to x3 (AArch32: r0 to r3) in `args`.
 pub fn call(shared: &Shared, caller: usize, args: [u64; 4]) -> Outcome {
     let function = args[0] as u32;
+    // From AArch32 the 64-bit forms do not exist (SMCCC 2.5, "Unknown Function Identifier"; KVM answers the same).
+    let narrow = shared.config.execution_state == ExecutionState::Aarch32;
+    let is_ours = function & !SMC64 & !0x1f == VERSION || function & !SMC64 & !0xffff == SMCCC_VERSION;
+    if narrow && function & SMC64 != 0 && is_ours {
+        return Outcome::Return(NOT_SUPPORTED);
+    }
     let [_, first, second, third] = if function & SMC64 == 0 { args.map(|arg| arg & 0xffff_ffff) } else { args };
     match function {
         VERSION => Outcome::Return(PSCI_VERSION_1_1),
@@ -153,13 +160,12 @@ pub fn call(shared: &Shared, caller: usize, args: [u64; 4]) -> Outcome {
             Outcome::SystemReset(INTERNAL_FAILURE)
         }
         SYSTEM_RESET2 | RESET2_64 => Outcome::Return(INVALID_PARAMETERS),
+        FEATURES if narrow && first as u32 & SMC64 != 0 => Outcome::Return(NOT_SUPPORTED),
         FEATURES => Outcome::Return(features(first as u32)),
         SMCCC_VERSION => Outcome::Return(SMCCC_VERSION_1_1),
         SMCCC_ARCH_FEATURES if matches!(first as u32, SMCCC_VERSION | SMCCC_ARCH_FEATURES) => Outcome::Return(SUCCESS),
         // The rest of PSCI's range and of the architecture's own.
-        _ if function & !SMC64 & !0x1f == VERSION || function & !SMC64 & !0xffff == SMCCC_VERSION => {
-            Outcome::Return(NOT_SUPPORTED)
-        }
+        _ if is_ours => Outcome::Return(NOT_SUPPORTED),
         _ => Outcome::Host,
     }
 }

@@ -160,6 +160,10 @@ fn sysregs() -> impl Iterator<Item = u16> {
         PAR_EL1,
         MAIR_EL1,
         AMAIR_EL1,
+        DACR32_EL2,
+        IFSR32_EL2,
+        FPEXC32_EL2,
+        DBGVCR32_EL2,
         VBAR_EL1,
         CONTEXTIDR_EL1,
         TPIDR_EL1,
@@ -309,7 +313,7 @@ fn set_sysreg(cpu: &mut Cpu, id: u64, enc: u16, value: u64) -> Result<(), RegErr
         cpu.sys.os_lock = value & OSLK != 0;
         return Ok(());
     }
-    if enc == MPIDR_EL1 || id::constant(enc).is_some() {
+    if enc == MPIDR_EL1 || sysreg::constant(cpu.sys.execution_state, enc).is_some() {
         return invariant(cpu, id, value.into());
     }
     // PMCR_EL0.C and .P are commands, not state.

@@ -207,10 +207,12 @@ impl Vcpu {
         }
     }
 
-    /// Answers [`Exit::Hvc`] with x0 to x3. Without effect if no hypercall exit is pending.
+    /// Answers [`Exit::Hvc`] with x0 to x3; AArch32 gets their low halves in r0 to r3. Without effect if no hypercall exit is pending.
     pub fn complete_hvc(&mut self, results: [u64; 4]) {
         if self.doing == Doing::Hvc {
-            self.cpu.x[..4].copy_from_slice(&results);
+            for (reg, result) in results.into_iter().enumerate() {
+                self.set_result(reg, result);
+            }
             self.doing = Doing::Executing;
         }
     }
@@ -270,7 +272,7 @@ impl Vcpu {
         self.shared.power.get(self.index) == PowerState::On
     }
 
-    /// The state that CPU_ON starts a vCPU in: as after a reset, at EL1h, everything masked, MMU off (DEN 0022 6.4.1).
+    /// The state that CPU_ON starts a vCPU in: as after a reset, at EL1h or in SVC mode, everything masked, MMU off (DEN 0022 6.4.1).
     fn reset(&mut self, entry: u64, context: u64) {
         let cpu = &mut self.cpu;
         match cpu.sys.execution_state {
@@ -338,11 +340,16 @@ impl Vcpu {
         }
     }
 
+    /// Sets a register that a hypercall returns a value in.
+    fn set_result(&mut self, reg: usize, value: u64) {
+        self.cpu.x[reg] = if self.cpu.is_aarch32() { value & 0xffff_ffff } else { value };
+    }
+
     fn hypercall(&mut self) -> Option<Exit> {
         let x = &self.cpu.x;
         match psci::call(&self.shared, self.index, [x[0], x[1], x[2], x[3]]) {
             Outcome::Return(value) => {
-                self.cpu.x[0] = value;
+                self.set_result(0, value);
                 None
             }
             Outcome::Suspend => {
@@ -352,11 +359,11 @@ impl Vcpu {
             }
             Outcome::CpuOff => Some(Exit::CpuOff),
             Outcome::SystemOff(value) => {
-                self.cpu.x[0] = value;
+                self.set_result(0, value);
                 Some(Exit::SystemOff)
             }
             Outcome::SystemReset(value) => {
-                self.cpu.x[0] = value;
+                self.set_result(0, value);
                 Some(Exit::SystemReset)
             }
             Outcome::Host => {

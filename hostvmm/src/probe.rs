@@ -4,9 +4,10 @@ use std::fmt;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use abi::Arch;
 use serde::Serialize;
 
-use crate::backend::{why_no_kvm, why_no_kvm_log};
+use crate::backend::{why_no_kvm, why_no_kvm_guest, why_no_kvm_log};
 use crate::dirty::{DirtyLogKind, PagemapScanLog};
 use crate::memory::{Backing, host_page_bytes};
 use crate::report::Verdict;
@@ -31,6 +32,8 @@ struct Findings {
     cpus: usize,
     host_page: u64,
     accelerators: Vec<Offer>,
+    /// Architectures of guests that KVM runs; the emulator runs them all.
+    kvm_guests: Vec<Offer>,
     dirty_logs: Vec<Offer>,
     backings: Vec<Offer>,
 }
@@ -79,6 +82,7 @@ impl Findings {
             };
             Offer::new(kind.name(), missing)
         };
+        let guest = |arch: Arch| Offer::new(arch.name(), why_no_kvm_guest(arch).map(|reason| reason.to_string()));
         let backing = |(name, backing): (&'static str, Backing)| {
             // One page each for RAM and region: whether there are enough depends on the run.
             Offer::new(name, backing.check(&[1, 1]).err().map(|reason| reason.to_string()))
@@ -96,6 +100,7 @@ impl Findings {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             host_page: host_page_bytes(),
             accelerators: vec![Offer::new("kvm", no_kvm), Offer::new("emulator", None)],
+            kvm_guests: [Arch::Aarch64, Arch::Armv7].map(guest).into(),
             dirty_logs: DirtyLogKind::ALL.into_iter().map(log).collect(),
             backings: backings.into_iter().map(backing).collect(),
         }
@@ -106,9 +111,12 @@ impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { arch, kernel, cpus, host_page, .. } = self;
         writeln!(f, "host: {arch}, Linux {kernel}, {cpus} CPUs, pages of {host_page} bytes")?;
-        for (what, offers) in
-            [("accelerators", &self.accelerators), ("dirty logs", &self.dirty_logs), ("memory", &self.backings)]
-        {
+        for (what, offers) in [
+            ("accelerators", &self.accelerators),
+            ("guests on kvm", &self.kvm_guests),
+            ("dirty logs", &self.dirty_logs),
+            ("memory", &self.backings),
+        ] {
             writeln!(f, "{what}:")?;
             for Offer { name, available, reason } in offers {
                 let mark = if *available { "yes" } else { "no" };

@@ -1,9 +1,10 @@
 //! The command line.
 //!
-//! Exit status: the command's in the guest; 125 the lab failed, 126 something it needs is not on this machine, 2 usage.
+//! Exit status: the command's in the guest; 125 the lab failed, 126 something it needs is not on this machine, 2 usage;
+//! of `matrix` as hostvmm's: 0 passed, 1 failed, 4 skipped.
 
 use std::ffi::OsString;
-use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
@@ -15,6 +16,7 @@ use crate::cross::{self, Programs};
 use crate::error::Error;
 use crate::guest::{self, Contents};
 use crate::kernel::{self, Configuration, KernelChoice, Packaged};
+use crate::matrix;
 use crate::progress::Progress;
 use crate::qemu::{Clock, CpuModel, Machine};
 use crate::run;
@@ -51,6 +53,10 @@ enum Action {
     },
     /// Boot, run COMMAND with hostvmm and the firmware inside, and bring its output, files and exit code back.
     Run(Run),
+    /// Run every guest on every host kernel under every dirty log, one boot a host, and print one table.
+    #[command(after_help = "Exit status: 0 what ran has passed, 1 a cell failed, 4 nothing could be run.\n\nExample: \
+                            scripts/lab matrix --original --json matrix.json")]
+    Matrix(matrix::Options),
     /// Boot into a shell; `exit` or Ctrl-A x ends it.
     Shell {
         #[command(flatten)]
@@ -93,6 +99,9 @@ struct MachineOptions {
     /// MiB of memory. With 512 or less Linux leaves transparent huge pages off.
     #[arg(long, default_value_t = 1024)]
     memory: u32,
+    /// Carry hostvmm's unit tests into the guest, as /files/hostvmm-tests.
+    #[arg(long, conflicts_with = "no_build")]
+    unit_tests: bool,
     /// Use the kernels that are there, or end with status 126.
     #[arg(long)]
     no_fetch: bool,
@@ -137,8 +146,16 @@ fn act(checkout: &Path, action: Action) -> Result<u8, Error> {
         Action::Run(options) => {
             let work = work_directory()?;
             let machine = prepare(checkout, &options.machine, &options.file, &options.command, work.path())?;
-            run::run(&machine, work.path(), options.out.as_deref(), options.timeout)
+            let sinks: [&mut dyn io::Write; 2] = [&mut io::stdout(), &mut io::stderr()];
+            run::run(&machine, work.path(), options.out.as_deref(), options.timeout, sinks)
         }
+        Action::Matrix(options) => match matrix::run_matrix(checkout, &options) {
+            Err(error) if error.is_unavailable() => {
+                eprintln!("lab: {error}");
+                Ok(matrix::SKIPPED)
+            }
+            ended => ended,
+        },
         Action::Shell { machine } => {
             let work = work_directory()?;
             let machine = prepare(checkout, &machine, &[], &[], work.path())?;
@@ -159,7 +176,10 @@ fn bring(checkout: &Path, cache: &Cache, options: &MachineOptions, progress: Pro
         if options.no_fetch || matches!(options.kernel, KernelChoice::Image(_)) {
             kernel::find(&cache.reader()?, checkout, &options.kernel)?;
         }
-        let programs = cross::programs(checkout, !options.no_build, progress);
+        let programs = cross::programs(checkout, !options.no_build, progress).and_then(|programs| {
+            let unit_tests = options.unit_tests.then(|| cross::unit_tests(checkout, progress)).transpose()?;
+            Ok(Programs { unit_tests, ..programs })
+        });
         kernel.join().expect("fetching does not panic")?;
         programs
     })
@@ -176,16 +196,8 @@ fn prepare(
     let progress = options.progress();
     let cache = Cache::open(&checkout.join(".tidemark/lab"))?;
     let programs = bring(checkout, &cache, options, progress)?;
-    // Others may fetch while the guest runs: what it needs is copied before.
-    let reader = cache.reader()?;
-    let kernel = kernel::find(&reader, checkout, &options.kernel)?;
-    let Some(busybox) = kernel::busybox(&reader)? else {
-        return Err(Error::NotCached { what: "busybox".to_owned(), remedy: "fetch".to_owned() });
-    };
-    let (image, initramfs) = (work.join("Image"), work.join("initramfs.cpio"));
-    fs::copy(&kernel.image, &image).map_err(Error::file("copy", &kernel.image))?;
-    let contents = Contents { programs: &programs, modules: &kernel.modules, busybox: Some(&busybox), files, command };
-    guest::write(&contents, &initramfs)?;
+    let contents = Contents { programs: &programs, files, command };
+    let (image, initramfs) = guest::pack(&cache.reader()?, checkout, &options.kernel, &contents, work)?;
     progress.step(format_args!("booting kernel {}", options.kernel));
     Ok(Machine {
         image,
@@ -207,7 +219,7 @@ fn announce(item: &Item) {
     eprintln!("lab: {} {} sha256 {}", item.package, item.version, item.sha256);
 }
 
-fn work_directory() -> Result<tempfile::TempDir, Error> {
+pub(crate) fn work_directory() -> Result<tempfile::TempDir, Error> {
     tempfile::Builder::new().prefix("tidemark-lab-").tempdir().map_err(Error::file("create", &std::env::temp_dir()))
 }
 

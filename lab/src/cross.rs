@@ -4,7 +4,7 @@
 //! Where rustup has no server, the packaged compiler builds the standard library from its sources, for glibc.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::command;
 use crate::error::Error;
@@ -13,7 +13,10 @@ use crate::progress::Progress;
 const MUSL: &str = "aarch64-unknown-linux-musl";
 const GNU: &str = "aarch64-unknown-linux-gnu";
 const FIRMWARE: &str = "aarch64-unknown-none-softfloat";
+const FIRMWARE_ARMV7: &str = "armv7a-none-eabi";
 const PROFILE: &str = "lab";
+/// For the C code of a crate that only tests use.
+const C_COMPILER: &str = "aarch64-linux-gnu-gcc";
 
 /// Where cargo puts what is built for the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,58 +24,104 @@ pub(crate) struct Programs {
     pub(crate) init: PathBuf,
     pub(crate) hostvmm: PathBuf,
     pub(crate) firmware: PathBuf,
+    /// None where the compiler has no such target.
+    pub(crate) firmware_armv7: Option<PathBuf>,
+    /// hostvmm's unit tests, where they were asked for.
+    pub(crate) unit_tests: Option<PathBuf>,
 }
 
 /// The programs of `checkout`: built now, or, without `build`, as they were built last.
 ///
 /// # Errors
-/// [`Error::NotCached`] if they must not be built and are not there.
+/// [`Error::NotCached`] if they must not be built and are not there; [`Error::NoTarget`].
 pub(crate) fn programs(checkout: &Path, build: bool, progress: Progress) -> Result<Programs, Error> {
     let output = match std::env::var_os("CARGO_TARGET_DIR") {
         Some(directory) => checkout.join(directory),
         None => checkout.join("target"),
     };
-    // scripts/setup leaves this where rustup cannot bring targets.
-    let target = if checkout.join(".tidemark/cargo.toml").exists() { GNU } else { MUSL };
+    let target = target(checkout);
     let host = output.join(target).join(PROFILE);
-    let programs = Programs {
+    let firmware = |target: &str| output.join(target).join("release").join("firmware");
+    let has_armv7 = checkout.join("linker/armv7a.ld").exists() && has_target(checkout, FIRMWARE_ARMV7);
+    let mut programs = Programs {
         init: host.join("lab-init"),
         hostvmm: host.join("hostvmm"),
-        firmware: output.join(FIRMWARE).join("release").join("firmware"),
+        firmware: firmware(FIRMWARE),
+        firmware_armv7: has_armv7.then(|| firmware(FIRMWARE_ARMV7)),
+        unit_tests: None,
     };
     if build {
-        if target == MUSL && !has_target(MUSL) {
+        if target == MUSL && !has_target(checkout, MUSL) {
             return Err(Error::NoTarget { target: MUSL });
         }
         progress.step(format_args!("building hostvmm for {target} and the firmware"));
         let mut firmware = cargo(checkout);
         firmware.args(["build", "--quiet", "--release", "--package", "firmware", "--target", FIRMWARE]);
+        if has_armv7 {
+            firmware.args(["--target", FIRMWARE_ARMV7]);
+        }
         // They have no crate in common, and the end of one build leaves CPUs to the other.
         let firmware = command::start(&mut firmware, "cargo", "cargo")?;
-        let host = command::visibly(&mut host_build(checkout, target), "cargo", "cargo");
+        let mut host = host_command(checkout, target, "build");
+        host.args(["--package", "hostvmm", "--package", "lab-init"]);
+        let host = command::visibly(&mut host, "cargo", "cargo");
         firmware.wait()?;
         host?;
-    } else if let Some(missing) =
-        [&programs.init, &programs.hostvmm, &programs.firmware].into_iter().find(|path| !path.is_file())
-    {
-        let what = missing.display().to_string();
-        return Err(Error::NotCached { what, remedy: "run -- hostvmm probe".to_owned() });
+    } else {
+        programs.firmware_armv7 = programs.firmware_armv7.filter(|path| path.is_file());
+        if let Some(missing) =
+            [&programs.init, &programs.hostvmm, &programs.firmware].into_iter().find(|path| !path.is_file())
+        {
+            let what = missing.display().to_string();
+            return Err(Error::NotCached { what, remedy: "prepare".to_owned() });
+        }
     }
     Ok(programs)
 }
 
-/// Whether the compiler that `cargo` uses here has the target's standard library.
-fn has_target(target: &str) -> bool {
-    let Ok(root) = command::output(Command::new("rustc").args(["--print", "sysroot"]), "rustc", "rustc") else {
-        return false;
+/// hostvmm's unit tests as one program, built now.
+///
+/// # Errors
+/// [`Error::NoProgram`] without a C compiler for the guest: a crate that only tests use has C code.
+pub(crate) fn unit_tests(checkout: &Path, progress: Progress) -> Result<PathBuf, Error> {
+    command::output(
+        Command::new(C_COMPILER).arg("--version"),
+        C_COMPILER,
+        "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+    )?;
+    progress.step(format_args!("building hostvmm's unit tests"));
+    let mut build = host_command(checkout, target(checkout), "test");
+    build.args(["--package", "hostvmm", "--lib", "--no-run", "--message-format=json-render-diagnostics"]);
+    build.env("CC_aarch64_unknown_linux_musl", C_COMPILER).stderr(Stdio::inherit());
+    let messages = command::output(&mut build, "cargo", "cargo")?;
+    let executable = |line: &str| -> Option<PathBuf> {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        Some(message["executable"].as_str()?.into())
     };
-    Path::new(root.trim()).join("lib/rustlib").join(target).join("lib").is_dir()
+    messages.lines().find_map(executable).ok_or_else(|| Error::Program {
+        program: "cargo test --no-run".to_owned(),
+        status: "no executable".to_owned(),
+        output: String::new(),
+    })
 }
 
-fn host_build(checkout: &Path, target: &str) -> Command {
+/// What the guest's programs are built for. scripts/setup leaves that file where rustup cannot bring targets.
+fn target(checkout: &Path) -> &'static str {
+    if checkout.join(".tidemark/cargo.toml").exists() { GNU } else { MUSL }
+}
+
+/// Whether there are libraries for the target: those of the compiler that `cargo` uses here, or those of scripts/setup.
+fn has_target(checkout: &Path, target: &str) -> bool {
+    let own = checkout.join(".tidemark/sysroot");
+    let compilers = command::output(Command::new("rustc").args(["--print", "sysroot"]), "rustc", "rustc");
+    let roots = [Some(own), compilers.ok().map(|root| root.trim().into())];
+    roots.iter().flatten().any(|root: &PathBuf| root.join("lib/rustlib").join(target).join("lib").is_dir())
+}
+
+/// A cargo command that builds for the guest.
+fn host_command(checkout: &Path, target: &str, subcommand: &str) -> Command {
     let mut build = if target == GNU { Command::new("/usr/bin/cargo") } else { cargo(checkout) };
-    build.current_dir(checkout).args(["build", "--quiet", "--profile", PROFILE, "--target", target]);
-    build.args(["--package", "hostvmm", "--package", "lab-init"]);
+    build.current_dir(checkout).args([subcommand, "--quiet", "--profile", PROFILE, "--target", target]);
     if target == GNU {
         build.arg("-Zbuild-std=std,panic_unwind").env("RUSTC", "/usr/bin/rustc").env("RUSTC_BOOTSTRAP", "1");
         build.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc");
@@ -101,7 +150,7 @@ mod tests {
 
     #[test]
     fn the_musl_build_needs_no_c_compiler() {
-        let build = host_build(Path::new("/"), MUSL);
+        let build = host_command(Path::new("/"), MUSL, "build");
         let linker = build.get_envs().find(|(name, _)| name.to_string_lossy().ends_with("_LINKER"));
         assert_eq!(linker.and_then(|(_, value)| value), Some("rust-lld".as_ref()));
     }

@@ -128,15 +128,24 @@ impl Error {
     #[must_use]
     pub fn status(&self) -> u8 {
         match self {
-            Self::NoProgram { .. }
-            | Self::NoKeyring { .. }
-            | Self::NotInArchive { .. }
-            | Self::NotCached { .. }
-            | Self::NoTarget { .. }
-            | Self::Offline { .. } => UNAVAILABLE,
             Self::BadImage { .. } => USAGE,
+            _ if self.is_unavailable() => UNAVAILABLE,
             _ => FAILED,
         }
+    }
+
+    /// Whether something that the lab needs is not to be had here.
+    #[must_use]
+    pub fn is_unavailable(&self) -> bool {
+        matches!(
+            self,
+            Self::NoProgram { .. }
+                | Self::NoKeyring { .. }
+                | Self::NotInArchive { .. }
+                | Self::NotCached { .. }
+                | Self::NoTarget { .. }
+                | Self::Offline { .. }
+        )
     }
 
     /// For `map_err`: the `action` on `path` failed.

@@ -8,13 +8,16 @@ use std::path::{Path, PathBuf};
 
 use lab_init::{COMMAND, MODULES, OUT, newc};
 
+use crate::cache::Reader;
 use crate::cross::Programs;
 use crate::error::Error;
+use crate::kernel::{self, KernelChoice};
 
 /// hostvmm finds the firmware from its own place, as in a checkout.
 const HOSTVMM: &str = "target/release/hostvmm";
 const FIRMWARE: &str = "target/aarch64-unknown-none-softfloat/release/firmware";
-const DIRECTORIES: [&str; 13] = [
+const FIRMWARE_ARMV7: &str = "target/armv7a-none-eabi/release/firmware";
+const DIRECTORIES: [&str; 15] = [
     "proc",
     "sys",
     "dev",
@@ -27,6 +30,8 @@ const DIRECTORIES: [&str; 13] = [
     "target/release",
     "target/aarch64-unknown-none-softfloat",
     "target/aarch64-unknown-none-softfloat/release",
+    "target/armv7a-none-eabi",
+    "target/armv7a-none-eabi/release",
     "files",
 ];
 /// What a command line in the guest is likely to use; `busybox --list` has more.
@@ -35,21 +40,40 @@ const APPLETS: [&str; 24] = [
     "sleep", "sort", "time", "timeout", "truncate", "uname", "vi", "wc",
 ];
 
-/// What goes into an initramfs.
-#[derive(Debug)]
+/// What goes into an initramfs beside what the kernel needs.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Contents<'a> {
     pub(crate) programs: &'a Programs,
-    /// In the order of insertion.
-    pub(crate) modules: &'a [PathBuf],
-    pub(crate) busybox: Option<&'a Path>,
     /// The caller's, each to `/files/NAME`.
     pub(crate) files: &'a [PathBuf],
     /// Empty: an interactive shell.
     pub(crate) command: &'a [OsString],
 }
 
-/// Writes the initramfs to `path`.
-pub(crate) fn write(contents: &Contents<'_>, path: &Path) -> Result<(), Error> {
+/// Copies the kernel out of the cache and writes its initramfs, both to `directory`: what the guest needs stays as it is
+/// there, whatever others fetch meanwhile.
+///
+/// # Returns
+/// The paths of the two.
+pub(crate) fn pack(
+    cache: &Reader<'_>,
+    checkout: &Path,
+    choice: &KernelChoice,
+    contents: &Contents<'_>,
+    directory: &Path,
+) -> Result<(PathBuf, PathBuf), Error> {
+    let kernel = kernel::find(cache, checkout, choice)?;
+    let Some(busybox) = kernel::busybox(cache)? else {
+        return Err(Error::NotCached { what: "busybox".to_owned(), remedy: "fetch".to_owned() });
+    };
+    let (image, initramfs) = (directory.join("Image"), directory.join("initramfs.cpio"));
+    fs::copy(&kernel.image, &image).map_err(Error::file("copy", &kernel.image))?;
+    write(contents, &kernel.modules, &busybox, &initramfs)?;
+    Ok((image, initramfs))
+}
+
+/// Writes the initramfs to `path`; `modules` in the order of insertion.
+fn write(contents: &Contents<'_>, modules: &[PathBuf], busybox: &Path, path: &Path) -> Result<(), Error> {
     let failed = |source| Error::File { action: "write", path: path.to_owned(), source };
     let file = fs::File::create(path).map_err(Error::file("create", path))?;
     let mut archive = newc::Writer::new(std::io::BufWriter::new(file));
@@ -58,22 +82,23 @@ pub(crate) fn write(contents: &Contents<'_>, path: &Path) -> Result<(), Error> {
     }
     // Without it PID 1 begins with no standard streams.
     archive.device("dev/console", 5, 1).map_err(failed)?;
+    let own = contents.programs;
     let mut programs = vec![
-        ("init".to_owned(), contents.programs.init.as_path()),
-        (HOSTVMM.to_owned(), &contents.programs.hostvmm),
-        (FIRMWARE.to_owned(), &contents.programs.firmware),
+        ("init".to_owned(), own.init.as_path()),
+        (HOSTVMM.to_owned(), &own.hostvmm),
+        (FIRMWARE.to_owned(), &own.firmware),
+        ("bin/busybox".to_owned(), busybox),
     ];
-    programs.extend(contents.busybox.map(|busybox| ("bin/busybox".to_owned(), busybox)));
-    programs.extend(contents.modules.iter().map(|module| (format!("{MODULES}/{}", file_name(module)), &**module)));
+    programs.extend(own.firmware_armv7.iter().map(|firmware| (FIRMWARE_ARMV7.to_owned(), &**firmware)));
+    programs.extend(own.unit_tests.iter().map(|tests| ("files/hostvmm-tests".to_owned(), &**tests)));
+    programs.extend(modules.iter().map(|module| (format!("{MODULES}/{}", file_name(module)), &**module)));
     programs.extend(contents.files.iter().map(|file| (format!("files/{}", file_name(file)), &**file)));
     for (name, from) in programs {
         let bytes = fs::read(from).map_err(Error::file("read", from))?;
         archive.file(&name, true, &bytes).map_err(failed)?;
     }
-    if contents.busybox.is_some() {
-        for applet in APPLETS {
-            archive.link(&format!("bin/{applet}"), "busybox").map_err(failed)?;
-        }
+    for applet in APPLETS {
+        archive.link(&format!("bin/{applet}"), "busybox").map_err(failed)?;
     }
     archive.file(COMMAND, false, &command_line(contents.command)).map_err(failed)?;
     archive.finish().and_then(|mut file| file.flush()).map_err(failed)
@@ -107,15 +132,23 @@ mod tests {
             fs::write(&path, name).unwrap();
             path
         };
-        let programs = Programs { init: file("i"), hostvmm: file("h"), firmware: file("f") };
+        let programs = Programs {
+            init: file("i"),
+            hostvmm: file("h"),
+            firmware: file("f"),
+            firmware_armv7: Some(file("v7")),
+            unit_tests: None,
+        };
         let (modules, files) = ([file("0-virtio.ko")], [file("image.elf")]);
         let path = directory.path().join("initramfs");
         let command = ["hostvmm".into()];
-        let contents =
-            Contents { programs: &programs, modules: &modules, busybox: None, files: &files, command: &command };
-        write(&contents, &path).unwrap();
+        let contents = Contents { programs: &programs, files: &files, command: &command };
+        write(&contents, &modules, &file("busybox"), &path).unwrap();
         let archive = fs::read(&path).unwrap();
         let names: Vec<_> = newc::read(&archive).unwrap().iter().map(|file| file.name).collect();
-        assert_eq!(names, ["init", HOSTVMM, FIRMWARE, "lab/modules/0-virtio.ko", "files/image.elf", "lab/command"]);
+        let own = ["init", HOSTVMM, FIRMWARE, "bin/busybox", FIRMWARE_ARMV7];
+        let others = ["lab/modules/0-virtio.ko", "files/image.elf"];
+        assert_eq!(names[..7], [&own[..], &others].concat());
+        assert_eq!(names.last(), Some(&"lab/command"));
     }
 }

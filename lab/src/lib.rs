@@ -4,9 +4,11 @@
 //! - [`cache`]: what has been fetched and built; [`apt`]: packages from the machine's Debian sources.
 //! - [`kernel`]: the guest's kernel, [`cross`]: the programs for it, [`guest`]: the initramfs of both.
 //! - [`qemu`]: the machine as a command line; [`run`]: boot it, and judge what comes back.
+//! - [`batch`]: several commands in one boot; [`matrix`]: guests by hosts by dirty logs.
 //! - [`progress`]: what is told while it works; [`cli`]: the command line. The guest's first program, and what both sides agree on, is crate `lab-init`.
 
 mod apt;
+mod batch;
 mod cache;
 pub mod cli;
 mod command;
@@ -14,6 +16,7 @@ mod cross;
 mod error;
 mod guest;
 mod kernel;
+mod matrix;
 mod progress;
 mod qemu;
 mod run;

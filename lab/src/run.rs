@@ -20,14 +20,20 @@ const LOOK: Duration = Duration::from_millis(20);
 const KILLED: i32 = 128 + 9;
 
 /// Boots `machine`, whose initramfs has the command, in the work directory `directory`, for at most `seconds`. The
-/// command's output goes to the lab's own, and what it left in its directory to `out`.
+/// command's standard output and error go to `sinks` while it runs, and what it left in its directory to `out`.
 ///
 /// # Returns
 /// The command's exit code.
 ///
 /// # Errors
 /// [`Error::TimedOut`], and [`Error::EndedEarly`] for a panic or anything else that kept the results from coming.
-pub(crate) fn run(machine: &Machine, directory: &Path, out: Option<&Path>, seconds: u64) -> Result<u8, Error> {
+pub(crate) fn run(
+    machine: &Machine,
+    directory: &Path,
+    out: Option<&Path>,
+    seconds: u64,
+    [stdout, stderr]: [&mut dyn Write; 2],
+) -> Result<u8, Error> {
     let output = Output::Files(directory.to_owned());
     let mut child = bounded(seconds)
         .args(qemu::arguments(machine, &output))
@@ -36,8 +42,8 @@ pub(crate) fn run(machine: &Machine, directory: &Path, out: Option<&Path>, secon
         .spawn()
         .map_err(not_started)?;
     let mut streams: [(_, &mut dyn Write); 2] = [
-        (Stream::new(&Output::port(directory, Port::Stdout)), &mut io::stdout()),
-        (Stream::new(&Output::port(directory, Port::Stderr)), &mut io::stderr()),
+        (Stream::new(&Output::port(directory, Port::Stdout)), stdout),
+        (Stream::new(&Output::port(directory, Port::Stderr)), stderr),
     ];
     let status = loop {
         let ended = child.try_wait().map_err(not_started)?;

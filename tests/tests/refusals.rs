@@ -123,7 +123,32 @@ fn what_this_host_lacks_is_skipped_with_a_reason() {
         verify(&["--accel", "kvm"]).expect_refusal(4, "kvm");
     }
     verify(&["--accel", "emulator", "--dirty-log", "ring"]).expect_refusal(4, "ring");
-    verify(&["--arch", "armv7"]).expect_refusal(4, "AArch64");
+}
+
+#[test]
+fn armv7_guests_are_told_what_they_lack() {
+    for pattern in ["lse", "dczva", "tablewalk"] {
+        verify(&["--arch", "armv7", "--workload", pattern]).expect_refusal(2, "exclusive, code, shared");
+    }
+    for (option, value, word) in [
+        ("--granule", "16k", "short with 4k or 64k"),
+        ("--va-bits", "48", "32 VA bits"),
+        ("--ram", "4G", "below 4 GiB"),
+        ("--region-base", "0xffff0000", "below 4 GiB"),
+        ("--workload", "mixed:runs=12", "not in 1 to 11"),
+    ] {
+        verify(&["--arch", "armv7", option, value]).expect_refusal(2, word);
+    }
+    verify(&["--tables", "lpae", "--granule", "64k"]).expect_refusal(2, "lpae with 4k");
+    verify(&["--tables", "short", "--arch", "aarch64"]).expect_refusal(2, "--tables");
+}
+
+#[test]
+fn an_architecture_that_contradicts_the_firmware_is_refused() {
+    let Some(firmware) = firmware_or_skip() else { return };
+    let firmware = firmware.to_str().unwrap();
+    run(["verify", "--arch", "armv7", "--firmware", firmware], false).expect_refusal(2, "is for aarch64");
+    run(["verify", "--tables", "lpae", "--firmware", firmware], false).expect_refusal(2, "this one is aarch64");
 }
 
 #[test]

@@ -41,7 +41,7 @@ pub fn take_sync(cpu: &mut Cpu, fault: FaultInfo, at: u32) {
             };
             enter(cpu, &PREFETCH_ABORT, at.wrapping_add(4));
             // IFSR has no domain and no WnR.
-            cpu.sys.ifsr = fault_status(long, status, 0);
+            cpu.sys.ifsr = fault_status(long, status, 0).into();
             if let Some(far) = fault.far {
                 cpu.sys.far = cpu.sys.far & 0xffff_ffff | far << 32;
             }
@@ -134,7 +134,7 @@ fn fault_status(long: bool, code: u32, domain: u8) -> u32 {
 
 /// FS\[4:0\] of the short format for a status code of the long format (DDI 0487 G5.11, tables "Short-descriptor format FSR
 /// encodings" and "Long-descriptor format FSR encodings").
-pub(super) const fn short_status(code: u32) -> u32 {
+pub(crate) const fn short_status(code: u32) -> u32 {
     let second = code & 3 == 2;
     match code {
         0b00_0100..=0b00_0111 => {

@@ -245,7 +245,7 @@ impl Cpu {
     }
 
     /// Records an abort of a data access.
-    fn abort(&mut self, status: Status, va: u64, write: bool, context: u64) -> Trap {
+    pub(crate) fn abort(&mut self, status: Status, va: u64, write: bool, context: u64) -> Trap {
         self.fault = FaultInfo::abort(status, self.data_access(write, context), va);
         Trap::Exception
     }

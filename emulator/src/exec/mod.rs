@@ -21,6 +21,7 @@ pub(crate) mod trap;
 
 use std::sync::Arc;
 
+use crate::a32;
 use crate::code::{BLOCK_OPS, Block};
 use crate::cpu::{Cpu, Stop};
 use crate::exception;
@@ -137,6 +138,10 @@ fn fetch(cpu: &mut Cpu) -> Option<Block> {
 #[cold]
 #[inline(never)]
 fn fetch_slow(cpu: &mut Cpu) -> Result<Block, FaultInfo> {
+    if cpu.is_aarch32() {
+        // Behind the last instruction of the address space is the first.
+        cpu.pc &= 0xffff_ffff;
+    }
     let pc = cpu.pc;
     // PC alignment has priority over an illegal state, that over an abort (DDI 0487 D1.3.5.5).
     if pc & 3 != 0 {
@@ -163,6 +168,7 @@ fn fetch_slow(cpu: &mut Cpu) -> Result<Block, FaultInfo> {
     if let Some(block) = cpu.code.block(page, pc) {
         return Ok(block);
     }
+    let lower = if cpu.is_aarch32() { a32::lower } else { lower };
     let host = cpu.code.host(page);
     let mut ops = Vec::with_capacity(16);
     let mut at = pc;

@@ -1,19 +1,24 @@
-//! Stage-1 translation for the EL1&0 regime (DDI 0487 D8).
+//! Stage-1 translation for the EL1&0 regime (DDI 0487 D8; for AArch32, G5).
 //!
 //! [`translate`] turns a virtual address into a [`Translation`] or the [`FaultInfo`] of its abort, given a [`Regime`]
 //! (the registers it depends on) and something that is [`PhysMemory`]. It is a pure function of these: the software TLB
 //! caches its results, the AT instructions and the fetch path call it, and tests run it over tables in a map.
 //! [`TableMemory`] is the real [`PhysMemory`]: guest RAM plus the dirty log, since a walker that sets an access flag or
-//! makes a page writable-dirty writes guest memory like any store. [`params`] decodes TCR_EL1.
+//! makes a page writable-dirty writes guest memory like any store. [`params`] decodes TCR_EL1, [`lpae`] the TTBCR of AArch32's long
+//! descriptors, which otherwise walk like AArch64's; [`short`] is AArch32's other format.
 //!
 //! Implemented: granules of 4, 16 and 64 KiB, both TTBRs, blocks and pages, table attributes unless TCR_EL1.HPDn, PAN, WXN,
 //! top-byte-ignore, hardware update of the access flag and dirty state (FEAT_HAFDBS), address-size checks against
 //! [`PA_BITS`]. Not implemented, and not promised by the ID registers: EL2, EL3, stage 2, 52-bit addresses, small translation
 //! tables, contiguous-bit merging (the bit is a hint and is ignored), big-endian tables.
 
+mod lpae;
 mod params;
+mod short;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests32;
 
 use abi::addr::Gpa;
 
@@ -55,9 +60,23 @@ impl PhysMemory for TableMemory<'_> {
     }
 }
 
-/// The registers that decide a translation.
+/// Which translation tables a regime has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Format {
+    /// AArch64's.
+    #[default]
+    V8,
+    /// AArch32's short descriptors.
+    Short,
+    /// AArch32's long descriptors.
+    Long,
+}
+
+/// The registers that decide a translation. Those of AArch32 are in the AArch64 registers that they are mapped to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Regime {
+    /// What the tables look like.
+    pub format: Format,
     /// SCTLR_EL1.
     pub sctlr: u64,
     /// TCR_EL1.
@@ -66,6 +85,10 @@ pub struct Regime {
     pub ttbr: [u64; 2],
     /// MAIR_EL1.
     pub mair: u64,
+    /// DACR, of short descriptors.
+    pub dacr: u64,
+    /// CONTEXTIDR, which holds the ASID of short descriptors.
+    pub contextidr: u64,
 }
 
 /// SCTLR_EL1.M: stage 1 is on.
@@ -74,6 +97,8 @@ const SCTLR_M: u64 = 1 << 0;
 const SCTLR_I: u64 = 1 << 12;
 /// SCTLR_EL1.WXN: writable implies no execution.
 const SCTLR_WXN: u64 = 1 << 19;
+/// SCTLR.UWXN of AArch32: writable at EL0 implies no execution at EL1.
+const SCTLR_UWXN: u64 = 1 << 20;
 
 impl Regime {
     /// Whether stage 1 translates at all.
@@ -81,16 +106,19 @@ impl Regime {
         self.sctlr & SCTLR_M != 0
     }
 
-    /// The current ASID: of TTBR1_EL1 if TCR_EL1.A1, with 16 bits if TCR_EL1.AS.
+    /// The current ASID: of TTBR1_EL1 if TCR_EL1.A1, with 16 bits if TCR_EL1.AS; of CONTEXTIDR with short descriptors.
     pub const fn asid(&self) -> u16 {
+        if matches!(self.format, Format::Short) {
+            return (self.contextidr & 0xff) as u16;
+        }
         let ttbr = self.ttbr[(self.tcr >> 22 & 1) as usize];
         let asid = (ttbr >> 48) as u16;
-        if self.tcr >> 36 & 1 != 0 { asid } else { asid & 0xff }
+        if matches!(self.format, Format::V8) && self.tcr >> 36 & 1 != 0 { asid } else { asid & 0xff }
     }
 
     /// Whether the top byte of `va` takes no part in translation (TCR_EL1.TBIn).
     pub const fn top_byte_ignored(&self, va: u64) -> bool {
-        self.tcr >> (37 + (va >> 55 & 1)) & 1 != 0
+        matches!(self.format, Format::V8) && self.tcr >> (37 + (va >> 55 & 1)) & 1 != 0
     }
 }
 
@@ -191,7 +219,18 @@ const OUTPUT_ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 /// # Errors
 /// The syndrome of the abort, FAR included. Alignment is the caller's to check: it knows the size of the access.
 pub fn translate(regime: &Regime, va: u64, access: Access, memory: &impl PhysMemory) -> Result<Translation, FaultInfo> {
-    let outcome = if regime.is_on() { walk(regime, va, access, memory) } else { flat(regime, va, access) };
+    // AArch32 addresses are 32 bits wide: an access that runs over the end goes on at 0.
+    let va = if regime.format == Format::V8 { va } else { va & 0xffff_ffff };
+    let outcome = match regime.format {
+        _ if !regime.is_on() => flat(regime, va, access),
+        Format::Short => {
+            return short::walk(regime, va, access, memory).map_err(|short::Fault { status, domain }| FaultInfo {
+                domain,
+                ..FaultInfo::abort(status, access, va)
+            });
+        }
+        Format::V8 | Format::Long => walk(regime, va, access, memory),
+    };
     outcome.map_err(|status| FaultInfo::abort(status, access, va))
 }
 
@@ -224,7 +263,10 @@ struct TableLimits {
 }
 
 fn walk(regime: &Regime, va: u64, access: Access, memory: &impl PhysMemory) -> Result<Translation, Status> {
-    let params = Params::of(regime, va)?;
+    let params = match regime.format {
+        Format::Long => lpae::params(regime, va)?,
+        _ => Params::of(regime, va)?,
+    };
     'again: loop {
         let mut limits = TableLimits::default();
         let mut table = params.base;
@@ -306,6 +348,9 @@ fn judge_leaf(
 
 /// Permissions of a leaf (D8.4.1). With `may_dirty`, a read-only page counts as writable because hardware may make it so.
 fn permissions(regime: &Regime, descriptor: u64, limits: TableLimits, may_dirty: bool, attr: u8) -> Permissions {
+    if regime.format == Format::Long {
+        return lpae::permissions(regime, descriptor, limits, attr);
+    }
     let read_only = descriptor & AP_READ_ONLY != 0 && !may_dirty || limits.bits & TABLE_READ_ONLY != 0;
     let el0 = descriptor & AP_EL0 != 0 && limits.bits & TABLE_NO_EL0 == 0;
     // WXN and "writable at EL0 is not executable at EL1" look at the page as if its dirty state were recorded already:
@@ -329,8 +374,12 @@ fn permissions(regime: &Regime, descriptor: u64, limits: TableLimits, may_dirty:
     }
 }
 
-/// PAR_EL1 for the outcome of an AT instruction (DDI 0487 D24.2.124).
-pub fn par(outcome: Result<Translation, FaultInfo>) -> u64 {
+/// PAR_EL1 for the outcome of an AT instruction (DDI 0487 D24.2.124), in AArch32 PAR for one of ATS1C* (G8.2.115). The 64-bit form of AArch32
+/// has the layout of AArch64's: its LPAE bit is the bit that is RES1 there.
+pub fn par(format: Format, outcome: Result<Translation, FaultInfo>) -> u64 {
+    if format == Format::Short {
+        return short::par(outcome.map_err(|fault| crate::a32::exception::short_status(fault.status_code())));
+    }
     const RES1: u64 = 1 << 11;
     match outcome {
         Ok(translation) => {

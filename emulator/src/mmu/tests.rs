@@ -59,6 +59,7 @@ fn regime() -> Regime {
         tcr: 25 | 25 << 16 | 0b10 << 30 | 4 << 32,
         ttbr: [0x1000, 0x2000],
         mair: 0x00_00_00_00_00_44_00_ff, // 0 Normal, 1 Device-nGnRnE, 2 Non-cacheable
+        ..Regime::default()
     }
 }
 
@@ -229,8 +230,8 @@ fn addresses_out_of_range_and_absent_tables_have_their_own_faults() {
 fn at_results_have_the_layout_of_par() {
     let tables = one_page(AF | 3 << 8, 0);
     let probe = Access::new(AccessKind::ProbeRead, 1, false);
-    assert_eq!(par(translate(&regime(), VA, probe, &tables)), 0xff00_0000_0008_1980);
-    assert_eq!(par(translate(&regime(), 0, probe, &tables)), 0x800 | 0b00_0110 << 1 | 1);
+    assert_eq!(par(Format::V8, translate(&regime(), VA, probe, &tables)), 0xff00_0000_0008_1980);
+    assert_eq!(par(Format::V8, translate(&regime(), 0, probe, &tables)), 0x800 | 0b00_0110 << 1 | 1);
 }
 
 #[test]
@@ -325,7 +326,7 @@ proptest! {
         }
         let tg = if upper { [0b10, 0b01, 0b11] } else { [0b00, 0b10, 0b01] }[granule];
         let tcr = size | size << 16 | tg << if upper { 30 } else { 14 } | ips << 32;
-        let regime = Regime { sctlr: 1, tcr, ttbr: [base; 2], mair: 0xff };
+        let regime = Regime { sctlr: 1, tcr, ttbr: [base; 2], mair: 0xff, ..Regime::default() };
         let pa_bits = [32, 36, 40, 42, 44, 44, 44, 44][ips as usize];
         for va in vas {
             let address = if upper { va | !mask } else { va };

@@ -5,7 +5,8 @@
 //! registers without the rules, for state in and out ([`crate::regs`]).
 
 use super::enc::{self, *};
-use super::{SysRegs, describe, id};
+use super::{SysRegs, describe, id, id32};
+use crate::config::ExecutionState;
 use crate::cpu::{Cpu, Trap};
 use crate::fault::FaultInfo;
 use crate::{pmu, timer};
@@ -82,7 +83,7 @@ pub fn read(cpu: &mut Cpu, enc: u16) -> Result<u64, Trap> {
         Holder::Timer => timer::read(cpu, enc),
         Holder::Pmu => pmu::read(cpu, enc),
         Holder::Gic => cpu.shared.gic.cpu_read(cpu.index, enc),
-        Holder::Here if matches!(enc, OSLAR_EL1 | OSDTRTX_EL1) => None,
+        Holder::Here if matches!(enc, OSLAR_EL1 | OSDTRTX_EL1) || is_el2(enc) => None,
         Holder::Here => get(cpu, enc),
     };
     value.ok_or_else(|| refused(cpu, enc, "MRS of"))
@@ -98,7 +99,7 @@ pub fn write(cpu: &mut Cpu, enc: u16, value: u64) -> Result<(), Trap> {
         Holder::Timer => timer::write(cpu, enc, value),
         Holder::Pmu => pmu::write(cpu, enc, value),
         Holder::Gic => cpu.shared.gic.cpu_write(cpu.index, enc, value),
-        Holder::Here if read_only(enc) => None,
+        Holder::Here if read_only(enc) || is_el2(enc) => None,
         Holder::Here => set(cpu, enc, value),
     };
     done.ok_or_else(|| refused(cpu, enc, "MSR to"))
@@ -108,6 +109,19 @@ pub fn write(cpu: &mut Cpu, enc: u16, value: u64) -> Result<(), Trap> {
 fn refused(cpu: &Cpu, enc: u16, what: &str) -> Trap {
     cpu.shared.note_unimplemented(&format!("{what} {}", describe(enc)));
     Trap::Undefined
+}
+
+/// Whether `enc` is EL2's: AArch32 state that is in the list of registers but that no MRS of EL1 reaches.
+const fn is_el2(enc: u16) -> bool {
+    enc >> 11 & 7 == 4
+}
+
+/// The value of an identification register that is the same on every vCPU of a machine in `state`, or `None`.
+pub(crate) const fn constant(state: ExecutionState, enc: u16) -> Option<u64> {
+    match state {
+        ExecutionState::Aarch64 => id::constant(enc),
+        ExecutionState::Aarch32 => id32::constant(enc),
+    }
 }
 
 /// Whether MSR to `enc` is UNDEFINED although the register exists.
@@ -143,6 +157,10 @@ fn plain(sys: &mut SysRegs, enc: u16) -> Option<&mut u64> {
         CSSELR_EL1 => &mut sys.csselr,
         MDSCR_EL1 => &mut sys.mdscr,
         MDCCINT_EL1 => &mut sys.mdccint,
+        DACR32_EL2 => &mut sys.dacr,
+        IFSR32_EL2 => &mut sys.ifsr,
+        FPEXC32_EL2 => &mut sys.fpexc,
+        DBGVCR32_EL2 => &mut sys.dbgvcr,
         _ => {
             let (kind, unit) = debug_unit(enc)?;
             &mut sys.debug[kind][unit]
@@ -163,7 +181,7 @@ pub(super) const fn debug_unit(enc: u16) -> Option<(usize, usize)> {
 /// The value of `enc` whatever the exception level, or `None` if there is no such register here. Timer, PMU and GIC registers
 /// are not here.
 pub(crate) fn get(cpu: &mut Cpu, enc: u16) -> Option<u64> {
-    if let Some(value) = id::constant(enc) {
+    if let Some(value) = constant(cpu.sys.execution_state, enc) {
         return Some(value);
     }
     let pstate = cpu.pstate;
@@ -206,16 +224,24 @@ pub(crate) fn set(cpu: &mut Cpu, enc: u16, value: u64) -> Option<()> {
         NZCV => pstate.nzcv = (value >> 28 & 15) as u8,
         DAIF => pstate.daif = (value >> 6 & 15) as u8,
         FPCR => cpu.fpcr = (value & FPCR_WRITABLE) as u32,
+        // In AArch32 the flags of FPSCR are kept here too.
+        FPSR if cpu.is_aarch32() => cpu.fpsr = (value & (FPSR_WRITABLE | 0xf << 28)) as u32,
         FPSR => cpu.fpsr = (value & FPSR_WRITABLE) as u32,
         SP_EL0 => cpu.set_sp(0, value),
         OSLAR_EL1 => cpu.sys.os_lock = value & 1 != 0,
         OSDTRRX_EL1 | OSDTRTX_EL1 | OSDLR_EL1 | DBGPRCR_EL1 => {}
         _ => {
+            let kept = match cpu.sys.execution_state {
+                ExecutionState::Aarch64 => writable(enc, value),
+                ExecutionState::Aarch32 => writable32(enc, value),
+            };
             let register = plain(&mut cpu.sys, enc)?;
-            let kept = writable(enc, value);
             let changed = *register != kept;
             *register = kept;
-            if changed && matches!(enc, SCTLR_EL1 | TCR_EL1 | TTBR0_EL1 | TTBR1_EL1 | MAIR_EL1) {
+            // With short descriptors CONTEXTIDR holds the ASID; the software TLB has none and forgets everything instead.
+            let regime = matches!(enc, SCTLR_EL1 | TCR_EL1 | TTBR0_EL1 | TTBR1_EL1 | MAIR_EL1)
+                || cpu.is_aarch32() && matches!(enc, DACR32_EL2 | CONTEXTIDR_EL1);
+            if changed && regime {
                 cpu.translation_changed();
             }
         }
@@ -237,8 +263,22 @@ fn writable(enc: u16, value: u64) -> u64 {
         CNTKCTL_EL1 => value & 0x3ff,
         // One level, instruction or data.
         CSSELR_EL1 => value & 0xf,
-        ESR_EL1 | CONTEXTIDR_EL1 => value & 0xffff_ffff,
+        ESR_EL1 | CONTEXTIDR_EL1 | DACR32_EL2 | IFSR32_EL2 | FPEXC32_EL2 | DBGVCR32_EL2 => value & 0xffff_ffff,
         ACTLR_EL1 | AMAIR_EL1 | AFSR0_EL1 | AFSR1_EL1 => 0,
         _ => value,
+    }
+}
+
+/// As [`writable`], for the AArch32 registers that are mapped to `enc`.
+fn writable32(enc: u16, value: u64) -> u64 {
+    match enc {
+        SCTLR_EL1 => value & id::SCTLR32_WRITABLE | id::SCTLR32_RES1,
+        TCR_EL1 => value & id::TTBCR_WRITABLE,
+        // cp10 and cp11. D32DIS and ASEDIS are RES0, for the registers and Advanced SIMD come together.
+        CPACR_EL1 => value & 0xf << 20,
+        VBAR_EL1 => value & 0xffff_ffe0,
+        SPSR_EL1 => value & 0xffff_ffff,
+        FPEXC32_EL2 => value & id::FPEXC_WRITABLE | id::FPEXC_RESET,
+        _ => writable(enc, value),
     }
 }

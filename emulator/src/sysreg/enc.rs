@@ -71,6 +71,9 @@ encodings! {
     AMAIR_EL1 = 3 0 10 3 0;
     VBAR_EL1 = 3 0 12 0 0;
     ISR_EL1 = 3 0 12 1 0;
+    ICC_SGI1R_EL1 = 3 0 12 11 5;
+    ICC_ASGI1R_EL1 = 3 0 12 11 6;
+    ICC_SGI0R_EL1 = 3 0 12 11 7;
     CONTEXTIDR_EL1 = 3 0 13 0 1;
     TPIDR_EL1 = 3 0 13 0 4;
     CNTKCTL_EL1 = 3 0 14 1 0;
@@ -80,6 +83,11 @@ encodings! {
     FPSR = 3 3 4 4 1;
     TPIDR_EL0 = 3 3 13 0 2;
     TPIDRRO_EL0 = 3 3 13 0 3;
+    // AArch32's, as EL2 sees them; KVM's ids for state.
+    DBGVCR32_EL2 = 2 4 0 7 0;
+    DACR32_EL2 = 3 4 3 0 0;
+    IFSR32_EL2 = 3 4 5 0 1;
+    FPEXC32_EL2 = 3 4 5 3 0;
     // Performance monitors.
     PMINTENSET_EL1 = 3 0 9 14 1;
     PMINTENCLR_EL1 = 3 0 9 14 2;

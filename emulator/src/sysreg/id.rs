@@ -58,13 +58,21 @@ pub const SCTLR_WRITABLE: u64 = 1
     | 1 << 19
     | 1 << 23
     | 1 << 26;
-/// SCTLR of AArch32: bits that read as one (DDI 0487 G8.2.126): 23 (no SPAN without PAN), 22, 11 (branch prediction),
-/// 4, 3; without CP15BEN and ITD, which govern what this implementation does not have.
-pub const SCTLR32_RES1: u64 = 1 << 23 | 1 << 22 | 1 << 11 | 1 << 4 | 1 << 3;
-/// SCTLR of AArch32 after a reset: EL0's WFI and WFE are not trapped (nTWI, nTWE), CP15 barriers work (CP15BEN).
-pub const SCTLR32_RESET: u64 = SCTLR32_RES1 | 1 << 18 | 1 << 16 | 1 << 5;
+/// SCTLR of AArch32: bits that read as one (DDI 0487 G8.2.126): 23 (no PAN), 22, 11 (branch prediction), 8 (no SETEND), 5 (CP15
+/// barriers work), 4 and 3 (no FEAT_LSMAOC).
+pub const SCTLR32_RES1: u64 = 1 << 23 | 1 << 22 | 1 << 11 | 1 << 8 | 1 << 5 | 1 << 4 | 1 << 3;
+/// SCTLR of AArch32: bits that software may write: M A C I V nTWI nTWE WXN UWXN TRE AFE. TE and EE are zero, for there is neither
+/// T32 nor big-endian data.
+pub const SCTLR32_WRITABLE: u64 =
+    1 | 1 << 1 | 1 << 2 | 1 << 12 | 1 << 13 | 1 << 16 | 1 << 18 | 1 << 19 | 1 << 20 | 1 << 28 | 1 << 29;
+/// SCTLR of AArch32 after a reset: EL0's WFI and WFE are not trapped (nTWI, nTWE).
+pub const SCTLR32_RESET: u64 = SCTLR32_RES1 | 1 << 18 | 1 << 16;
+/// TTBCR and, in the high half, TTBCR2 bits that are implemented: the fields of either format; HPD0 and HPD1.
+pub const TTBCR_WRITABLE: u64 = 0xbfc7_3ff7 | 3 << 41;
 /// FPEXC after a reset, as KVM has it: bits 10:8 were VECITR of VFPv2 and read as one.
-pub const FPEXC_RESET: u32 = 0x700;
+pub const FPEXC_RESET: u64 = 0x700;
+/// FPEXC bits that software may write: EN.
+pub const FPEXC_WRITABLE: u64 = 1 << 30;
 /// TCR_EL1 bits that are implemented: all up to HPD1 except the RES0 bits 6 and 35.
 pub const TCR_WRITABLE: u64 = ((1 << 43) - 1) & !(1 << 6 | 1 << 35);
 

@@ -102,5 +102,5 @@ fn probe(cpu: &mut Cpu, enc: u16, va: u64) {
     };
     let outcome = outcome(cpu, va, access);
     // An external abort on the walk is taken as an exception on hardware; here a table outside RAM reports in PAR like the rest.
-    cpu.sys.par = mmu::par(outcome);
+    cpu.sys.par = mmu::par(cpu.sys.regime().format, outcome);
 }

@@ -1,23 +1,25 @@
 //! System registers and system instructions.
 //!
 //! [`SysRegs`] is the state; [`read`] and [`write()`] are MRS and MSR with their access rules; [`sys_insn`] is the rest of the
-//! SYS space; [`enc`] names the encodings, [`id`] holds what the processor says of itself. Registers of the timers, the PMU
+//! SYS space; [`enc`] names the encodings, [`id`] holds what the processor says of itself, [`id32`] what it says in AArch32.
+//! AArch32's coprocessor registers ([`crate::a32::coprocessor`]) are these too, by another name. Registers of the timers, the PMU
 //! and the GIC's CPU interface are forwarded to [`crate::timer`], [`crate::pmu`] and [`crate::gic`]. State in and out by KVM's
 //! register ids is [`crate::regs`].
 
 mod access;
 pub mod enc;
 pub mod id;
+pub mod id32;
 mod maintenance;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub(crate) use access::{get, set};
+pub(crate) use access::{constant, get, set};
 pub use access::{read, write};
 pub use maintenance::sys_insn;
 
 use crate::config::ExecutionState;
-use crate::mmu::Regime;
+use crate::mmu::{Format, Regime};
 
 /// The manual's name of `enc` with the generic one, `S<op0>_<op1>_C<n>_C<m>_<op2>`, or the generic one alone.
 fn describe(enc: u16) -> String {
@@ -85,13 +87,13 @@ pub struct SysRegs {
     /// MPIDR_EL1.
     pub mpidr: u64,
     /// DACR32_EL2: AArch32's DACR.
-    pub dacr: u32,
+    pub dacr: u64,
     /// IFSR32_EL2: AArch32's IFSR.
-    pub ifsr: u32,
+    pub ifsr: u64,
     /// FPEXC32_EL2: AArch32's FPEXC.
-    pub fpexc: u32,
+    pub fpexc: u64,
     /// DBGVCR32_EL2: AArch32's DBGVCR, held, never acted upon.
-    pub dbgvcr: u32,
+    pub dbgvcr: u64,
 }
 
 impl SysRegs {
@@ -151,6 +153,12 @@ impl SysRegs {
 
     /// What translation depends on.
     pub const fn regime(&self) -> Regime {
-        Regime { sctlr: self.sctlr, tcr: self.tcr, ttbr: self.ttbr, mair: self.mair }
+        let format = match self.execution_state {
+            ExecutionState::Aarch64 => Format::V8,
+            ExecutionState::Aarch32 if self.long_descriptors() => Format::Long,
+            ExecutionState::Aarch32 => Format::Short,
+        };
+        let &Self { sctlr, tcr, ttbr, mair, dacr, contextidr, .. } = self;
+        Regime { format, sctlr, tcr, ttbr, mair, dacr, contextidr }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use abi::{Gpa, GuestRange, map};
+use abi::{Arch, Gpa, GuestRange, map};
 
 use super::store_guest::StoreGuest;
 use super::{Accelerator, Exit, VmHandle, open, why_no_kvm};
@@ -21,7 +21,7 @@ fn on_every_accelerator(check: impl Fn(&VmHandle, &GuestMemory)) {
         let ram = GuestRange::new(map::RAM_BASE, 16 * page).unwrap();
         let memory = GuestMemory::new(ram, GuestRange::new(map::REGION_BASE, 64 * page).unwrap(), None).unwrap();
         let config = MachineConfig { accelerator, ..MachineConfig::default() };
-        let start = Start { entry: map::RAM_BASE, devicetree: map::RAM_BASE };
+        let start = Start { arch: Arch::Aarch64, entry: map::RAM_BASE, devicetree: map::RAM_BASE };
         check(&open(&config, &config.layout().unwrap(), &memory, start).unwrap(), &memory);
     }
 }

@@ -7,22 +7,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use abi::GuestRange;
-use emulator::config::{ClockMode, Config, RamSlot};
+use abi::{Arch, GuestRange};
+use emulator::config::{ClockMode, Config, ExecutionState, RamSlot};
 use emulator::exit::Exit as EmulatorExit;
 use emulator::vm::Machine;
 
-use super::{Accelerator, BackendError, Exit, PlantedFault, Vcpu, Vm};
+use super::{Accelerator, BackendError, Exit, PlantedFault, Vcpu, Vm, boot};
 use crate::machine::{Clock, Layout, MachineConfig, Start};
 use crate::memory::{GuestMemory, SlotId};
 
 /// Guest nanoseconds per instruction with the instruction clock: a 1 GHz machine that retires one a cycle.
 const NS_PER_INSTRUCTION: u32 = 1;
-
-/// KVM register ids of the general registers that start a vCPU: `KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE |`
-/// the register's offset in `struct kvm_regs` / 4.
-const REG_X0: u64 = 0x6030_0000_0010_0000;
-const REG_PC: u64 = 0x6030_0000_0010_0040;
 
 /// A machine of the embedded emulator.
 pub struct EmulatorVm {
@@ -48,6 +43,10 @@ impl EmulatorVm {
             clock: match config.clock {
                 Clock::Wall => ClockMode::Wall,
                 Clock::Icount => ClockMode::Icount { ns_per_instruction: NS_PER_INSTRUCTION },
+            },
+            execution_state: match start.arch {
+                Arch::Aarch64 => ExecutionState::Aarch64,
+                Arch::Armv7 => ExecutionState::Aarch32,
             },
             log_page_shift: layout.log_page_bytes().trailing_zeros(),
             ..Config::default()
@@ -82,8 +81,9 @@ impl Vm for EmulatorVm {
             _memory: self.memory.clone(),
         };
         if index == 0 {
-            vcpu.set_reg(REG_PC, u128::from(self.start.entry.raw())).ok()?;
-            vcpu.set_reg(REG_X0, u128::from(self.start.devicetree.raw())).ok()?;
+            for (register, value) in boot::registers(self.start) {
+                vcpu.set_reg(register, value.into()).ok()?;
+            }
         }
         Some(Box::new(vcpu))
     }

@@ -15,6 +15,7 @@
 //!
 //! Neighbours: [`crate::machine`] makes a [`Vm`]; [`crate::vcpus`] runs its vCPUs; `dirty` wraps its log.
 
+mod boot;
 #[cfg(test)]
 mod conformance;
 pub mod emulator;
@@ -30,7 +31,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use abi::{Gpa, GuestRange};
+use abi::{Arch, Gpa, GuestRange};
 
 use crate::machine::{BuildError, Layout, MachineConfig, Start};
 use crate::memory::{GuestMemory, Size, SlotId};
@@ -130,12 +131,12 @@ pub enum Unavailable {
 }
 
 impl AcceleratorChoice {
-    /// The accelerator to use on this host.
+    /// The accelerator to use on this host for a guest of `arch`.
     ///
     /// # Errors
     /// [`Unavailable`] where exactly KVM is asked for: the first reason that holds.
-    pub fn resolve(self) -> Result<Accelerator, Unavailable> {
-        match (self, why_no_kvm()) {
+    pub fn resolve(self, arch: Arch) -> Result<Accelerator, Unavailable> {
+        match (self, why_no_kvm_guest(arch)) {
             (Self::Exactly(Accelerator::Emulator), _) | (Self::Auto, Some(_)) => Ok(Accelerator::Emulator),
             (Self::Exactly(Accelerator::Kvm), Some(reason)) => Err(reason),
             (Self::Exactly(Accelerator::Kvm) | Self::Auto, None) => Ok(Accelerator::Kvm),
@@ -160,6 +161,11 @@ pub enum KvmLog {
 /// Why this host cannot use KVM: the first reason that holds; `None` where it can.
 pub fn why_no_kvm() -> Option<Unavailable> {
     kvm::probe().err()
+}
+
+/// Why this host's KVM runs no guest of `arch`; `None` where it does.
+pub fn why_no_kvm_guest(arch: Arch) -> Option<Unavailable> {
+    kvm::probe_guest(arch).err()
 }
 
 /// Why this host has no such log of KVM's; `None` where it has.
@@ -284,9 +290,9 @@ pub enum Exit {
     },
     /// An HVC that is not PSCI; answered by [`Vcpu::complete_hvc`].
     Hvc {
-        /// x0: the function id in its low half.
+        /// x0 (r0): the function id in its low half.
         function: u64,
-        /// x1 to x7.
+        /// x1 to x7, of an AArch32 guest r1 to r7.
         args: [u64; 7],
     },
     /// [`Vm::kick`] was called.
@@ -420,7 +426,7 @@ pub trait Vcpu: Send {
     /// The value that the load of the last [`Exit::MmioRead`] returns.
     fn complete_mmio_read(&mut self, data: u64);
 
-    /// x0 to x3 after the HVC of the last [`Exit::Hvc`].
+    /// x0 to x3 (r0 to r3) after the HVC of the last [`Exit::Hvc`].
     fn complete_hvc(&mut self, results: [u64; 4]);
 
     /// Reads the register of KVM id `register`, little-endian, as many bytes as its id says.

@@ -1,5 +1,7 @@
 //! KVM on a host whose CPU cannot run arm64 guests: the same functions as the KVM backend's, each of which says why not.
 
+use abi::Arch;
+
 use super::{KvmLog, Unavailable, VmHandle};
 use crate::machine::{BuildError, MachineConfig, Start};
 use crate::memory::GuestMemory;
@@ -7,6 +9,10 @@ use crate::memory::GuestMemory;
 const NOT_ARM64: Unavailable = Unavailable::HostArch { host_arch: std::env::consts::ARCH };
 
 pub(super) const fn probe() -> Result<(), Unavailable> {
+    Err(NOT_ARM64)
+}
+
+pub(super) const fn probe_guest(_: Arch) -> Result<(), Unavailable> {
     Err(NOT_ARM64)
 }
 

@@ -37,8 +37,8 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Run a scenario and check everything in it.
     #[command(after_help = "Examples:\n  hostvmm verify passes --granule 64k --va-bits 42 --workload mixed --vcpus 4 \
-        --json ledger.json\n  hostvmm verify matrix --format ktap\n  hostvmm verify hugepages --backing hugetlb:2M \
-        --region-size 32M --vcpus 4")]
+        --json ledger.json\n  hostvmm verify passes --arch armv7 --tables lpae --workload mixed\n  hostvmm verify matrix --format \
+        ktap\n  hostvmm verify hugepages --backing hugetlb:2M --region-size 32M --vcpus 4")]
     Verify(VerifyArgs),
     /// Keep a file, or a peer, equal to a running guest's region; ends when the guest's writers have stopped.
     #[command(
@@ -87,8 +87,8 @@ pub(crate) struct VerifyArgs {
 pub(crate) enum Scenario {
     /// Passes of harvest, copy and check of one workload.
     Passes,
-    /// Every granule and VA size, pattern and vCPU count that the host can run. Narrow it with --granule, --va-bits,
-    /// --workload, --vcpus, --mode.
+    /// Every kind of translation tables, pattern and vCPU count that the host can run. Narrow it with --arch, --tables,
+    /// --granule, --va-bits, --workload, --vcpus, --mode.
     Matrix,
     /// Plant every kind of fault in the log, the copier and the TLB, and show which checker finds it.
     Faults,
@@ -145,13 +145,17 @@ pub(crate) struct CommonArgs {
     /// Dirty log; several joined by commas are compared page by page.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "auto", value_name = "LOG[,LOG]")]
     pub(crate) dirty_log: Vec<LogChoice>,
-    /// The guest's architecture.
-    #[arg(long, value_enum, default_value_t = Arch::Aarch64)]
-    pub(crate) arch: Arch,
-    /// The guest's stage-1 page size [default: 4k].
+    /// The guest's architecture [default: that of --firmware, else aarch64; matrix takes both].
+    #[arg(long, value_enum)]
+    pub(crate) arch: Option<Arch>,
+    /// Format of an ARMv7 guest's translation tables [default: short].
+    #[arg(long, value_enum)]
+    pub(crate) tables: Option<TablesArg>,
+    /// The guest's stage-1 page size; on ARMv7 4k, or 64k with short tables [default: 4k].
     #[arg(long, value_enum)]
     pub(crate) granule: Option<GranuleArg>,
-    /// Virtual address bits of the guest: 39 or 48 with 4k, 36, 47 or 48 with 16k, 42 or 48 with 64k [default: 48].
+    /// Virtual address bits of the guest: 39 or 48 with 4k, 36, 47 or 48 with 16k, 42 or 48 with 64k [default: 48]; on
+    /// ARMv7 32.
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub(crate) va_bits: Option<u32>,
     /// Number of vCPUs, 1 to 8 [default: 1].
@@ -167,7 +171,7 @@ pub(crate) struct CommonArgs {
     #[arg(long, allow_negative_numbers = true, value_name = "SIZE", default_value = "8M", value_parser = quantity::size)]
     pub(crate) region_size: u64,
     /// What the guest writes, as NAME[:key=value,…]. Names: dirtyram, tstaeshm, stream, hotcold, full, unaligned, pair,
-    /// exclusive, lse, dczva, tablewalk, code, shared, readonly, mixed [default: dirtyram].
+    /// exclusive, code, shared, readonly, mixed, and on aarch64 lse, dczva, tablewalk [default: dirtyram].
     #[arg(long, value_name = "NAME[:k=v,…]")]
     pub(crate) workload: Option<String>,
     /// Seed of the plan; the same seed gives the same writes.
@@ -286,6 +290,35 @@ pub(crate) enum Arch {
     Aarch64,
     /// 32-bit guests.
     Armv7,
+}
+
+impl From<Arch> for abi::Arch {
+    fn from(arg: Arch) -> Self {
+        match arg {
+            Arch::Aarch64 => Self::Aarch64,
+            Arch::Armv7 => Self::Armv7,
+        }
+    }
+}
+
+/// `--tables`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TablesArg {
+    /// Short descriptors: 4K small pages or 64K large pages.
+    Short,
+    /// Long descriptors (LPAE), 4K pages.
+    Lpae,
+}
+
+impl TablesArg {
+    /// How to ask for `tables`; AArch64's are the granule's and need no asking.
+    pub(crate) const fn of(tables: abi::Tables) -> Option<Self> {
+        match tables {
+            abi::Tables::V8(_) => None,
+            abi::Tables::Short { .. } => Some(Self::Short),
+            abi::Tables::Lpae => Some(Self::Lpae),
+        }
+    }
 }
 
 /// `--granule` and `--host-page`.

@@ -11,18 +11,20 @@ mod replicate;
 mod spec;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use abi::{Granule, Tables, VaBits};
+use abi::{Arch, Granule, Tables, VaBits};
 use clap::{CommandFactory, Parser};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use workload::{Geometry, Pattern, Workload};
 
-use self::args::{Cli, Command, CommonArgs, EagerSplit, Format, ReportArgs, RunArgs, Scenario, VerifyArgs};
+use self::args::{
+    Cli, Command, CommonArgs, EagerSplit, Format, GranuleArg, ReportArgs, RunArgs, Scenario, TablesArg, VerifyArgs,
+};
 use self::ending::{Ending, say, tell};
-use crate::machine;
 use crate::report::{self, Ledger, Progress, Verdict};
 use crate::verify::{self, Axes, Interrupt, RunError, Spec};
 
@@ -109,9 +111,11 @@ fn verify(args: &VerifyArgs) -> Result<Verdict, Ending> {
         Scenario::Matrix => {
             let outcome = translations(common).and_then(|translations| {
                 // The options' own regime may be none where only one of the two is named: any that fits will do here.
-                let (granule, bits) = (translations[0].granule(), translations[0].va_bits());
+                let (first, firmware) = &translations[0];
                 let mut any = common.clone();
-                (any.granule, any.va_bits) = (Some(args::GranuleArg::from(granule)), Some(bits));
+                (any.granule, any.va_bits) = (Some(GranuleArg::from(first.granule())), Some(first.va_bits()));
+                any.tables = TablesArg::of(*first);
+                any.firmware = Some(firmware.clone());
                 let spec = any.spec("matrix")?;
                 let axes = axes(common, &spec, translations)?;
                 let progress = Progress::new("matrix", axes.cells(&spec).len() as u64);
@@ -138,26 +142,48 @@ fn verify(args: &VerifyArgs) -> Result<Verdict, Ending> {
     }
 }
 
-/// The translation regimes that the options leave open: at least one.
-fn translations(common: &CommonArgs) -> Result<Vec<Tables>, Ending> {
+/// The translation tables that the options leave open, each with the firmware that builds them: at least one.
+fn translations(common: &CommonArgs) -> Result<Vec<(Tables, PathBuf)>, Ending> {
     let granule = common.granule.map(Granule::from);
-    let translations: Vec<Tables> = VaBits::ALL
-        .into_iter()
-        .filter(|va| granule.is_none_or(|granule| va.granule() == granule))
-        .filter(|va| common.va_bits.is_none_or(|bits| va.bits() == bits))
-        .map(Tables::V8)
-        .collect();
+    let is_open = |tables: &Tables| {
+        granule.is_none_or(|granule| tables.granule() == granule)
+            && common.va_bits.is_none_or(|bits| tables.va_bits() == bits)
+            && common.tables.is_none_or(|named| TablesArg::of(*tables) == Some(named))
+    };
+    let of = |arch: Arch| -> Result<Vec<(Tables, PathBuf)>, Ending> {
+        let open: Vec<Tables> = match arch {
+            Arch::Aarch64 => VaBits::ALL.into_iter().map(Tables::V8).filter(is_open).collect(),
+            Arch::Armv7 => Tables::ARMV7.into_iter().filter(is_open).collect(),
+        };
+        if open.is_empty() {
+            return Ok(Vec::new());
+        }
+        let firmware = common.firmware(arch)?;
+        Ok(open.into_iter().map(|tables| (tables, firmware.clone())).collect())
+    };
+    let asked = common.arch()?;
+    let mut translations = of(asked)?;
+    let both = common.arch.is_none() && common.firmware.is_none() && common.tables.is_none();
+    if both {
+        match of(Arch::Armv7) {
+            Ok(more) => translations.extend(more),
+            Err(ending) => tell(&format!("the matrix has no ARMv7 rows: {}", ending.message())),
+        }
+    }
     if translations.is_empty() {
-        let bits = common.va_bits.unwrap_or_default();
-        return machine::va_bits(granule.unwrap_or(Granule::K4), bits)
-            .map(|va| vec![Tables::V8(va)])
-            .map_err(Ending::input);
+        // The options' own regime is none, and the words for that are those of any other run.
+        return Err(match common.spec("matrix") {
+            Err(ending) => ending,
+            Ok(_) => Ending::usage(
+                "no translation tables are left to range over; leave out --granule or --va-bits".to_owned(),
+            ),
+        });
     }
     Ok(translations)
 }
 
 /// What the matrix ranges over: everything that the options leave open.
-fn axes(common: &CommonArgs, spec: &Spec, translations: Vec<Tables>) -> Result<Axes, Ending> {
+fn axes(common: &CommonArgs, spec: &Spec, translations: Vec<(Tables, PathBuf)>) -> Result<Axes, Ending> {
     let workloads: Vec<Workload> = match &common.workload {
         Some(text) => vec![spec::parse_workload(text)?],
         // dirtyram's default sleep is the original's; a matrix has no time for it.

@@ -7,21 +7,21 @@ use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use workload::{Geometry, Plan, Workload};
 
-use super::args::{Accel, Arch, Clock, CommonArgs, EagerSplit, LogChoice, Mode, RegionMap, SelfCheck, Transport};
+use super::args::{Accel, Clock, CommonArgs, EagerSplit, LogChoice, Mode, RegionMap, SelfCheck, TablesArg, Transport};
 use super::ending::Ending;
 use crate::backend::{Accelerator, AcceleratorChoice};
 use crate::dirty::DirtyLogKind;
-use crate::machine::{self, MachineConfig};
+use crate::machine::{self, Image, MachineConfig};
 use crate::memory::{Backing, host_page_bytes};
 use crate::report::ledger::{self, Ledger, RegionEntry, Verdict};
 use crate::verify::{self, Spec};
 
-/// Target triple of the AArch64 firmware.
-const FIRMWARE_TARGET: &str = "aarch64-unknown-none-softfloat";
 /// Workload unless the command line says otherwise.
 const DEFAULT_WORKLOAD: &str = "dirtyram";
 /// Virtual address bits unless the command line says otherwise: every granule has them.
 const DEFAULT_VA_BITS: u32 = 48;
+/// Virtual address bits of every ARMv7 guest.
+const ARMV7_VA_BITS: u32 = 32;
 
 impl CommonArgs {
     /// The run that the options ask for, checked as far as it can be without making the machine.
@@ -30,15 +30,11 @@ impl CommonArgs {
     /// An [`Ending`] with status 2 for what is wrong with the options, with status 4 for what this host or build lacks.
     pub(crate) fn spec(&self, scenario: &'static str) -> Result<Spec, Ending> {
         self.check_outputs()?;
-        if self.arch == Arch::Armv7 {
-            return Err(Ending::skip(
-                "this version of hostvmm runs AArch64 guests only; use --arch aarch64".to_owned(),
-            ));
-        }
-        let accelerator = self.accelerator().resolve().map_err(Ending::unavailable)?;
+        let arch = self.arch()?;
+        let tables = self.tables(arch)?;
+        let accelerator = self.accelerator().resolve(arch).map_err(Ending::unavailable)?;
         let logs = self.logs(accelerator)?;
         let workload = parse_workload(self.workload.as_deref().unwrap_or(DEFAULT_WORKLOAD))?;
-        let granule = self.granule.map_or(Granule::K4, Granule::from);
         let (pattern, params) = workload.encode();
         let machine = MachineConfig {
             accelerator,
@@ -46,9 +42,7 @@ impl CommonArgs {
             ram_bytes: self.ram,
             region_base: self.region_base.map(Gpa::new),
             region_bytes: self.region_size,
-            tables: machine::va_bits(granule, self.va_bits.unwrap_or(DEFAULT_VA_BITS))
-                .map(Tables::V8)
-                .map_err(Ending::input)?,
+            tables,
             clock: match self.clock {
                 Clock::Wall => machine::Clock::Wall,
                 Clock::Icount => machine::Clock::Icount,
@@ -80,7 +74,7 @@ impl CommonArgs {
         Ok(Spec {
             scenario,
             machine,
-            firmware: firmware(self.firmware.as_deref())?,
+            firmware: self.firmware(arch)?,
             workload,
             logs,
             passes: self.passes,
@@ -96,6 +90,67 @@ impl CommonArgs {
                 SelfCheck::Off => verify::SelfCheck::Off,
             },
             dest: self.dest.clone(),
+        })
+    }
+
+    /// The guest's architecture: the one named, that of the ELF named, or AArch64.
+    ///
+    /// # Errors
+    /// An [`Ending`] with status 2 where `--arch`, `--tables` and the ELF contradict each other.
+    pub(crate) fn arch(&self) -> Result<abi::Arch, Ending> {
+        let named = self.arch.map(abi::Arch::from);
+        let elf = self.firmware.as_deref().and_then(Image::arch_of);
+        if let (Some(named), Some(elf), Some(path)) = (named, elf, &self.firmware)
+            && named != elf
+        {
+            let path = path.display();
+            return Err(Ending::usage(format!(
+                "--arch {named}: the firmware {path} is for {elf}; leave out one of them"
+            )));
+        }
+        let by_tables = self.tables.map(|_| abi::Arch::Armv7);
+        let arch = named.or(elf).or(by_tables).unwrap_or(abi::Arch::Aarch64);
+        if by_tables.is_some_and(|needed| needed != arch) {
+            return Err(Ending::usage(format!("--tables is for ARMv7 guests, this one is {arch}; leave it out")));
+        }
+        Ok(arch)
+    }
+
+    /// The guest's translation tables.
+    fn tables(&self, arch: abi::Arch) -> Result<Tables, Ending> {
+        let granule = self.granule.map_or(Granule::K4, Granule::from);
+        match arch {
+            abi::Arch::Aarch64 => machine::va_bits(granule, self.va_bits.unwrap_or(DEFAULT_VA_BITS)).map(Tables::V8),
+            abi::Arch::Armv7 => {
+                let lpae = self.tables == Some(TablesArg::Lpae);
+                machine::armv7_tables(lpae, granule, self.va_bits.unwrap_or(ARMV7_VA_BITS))
+            }
+        }
+        .map_err(Ending::input)
+    }
+
+    /// The ELF file to run for `arch`: the one named, or the built firmware beside this program or below the current
+    /// directory.
+    ///
+    /// # Errors
+    /// An [`Ending`] with status 2 that says how to build it.
+    pub(crate) fn firmware(&self, arch: abi::Arch) -> Result<PathBuf, Ending> {
+        if let Some(path) = &self.firmware {
+            return Ok(path.clone());
+        }
+        let target = match arch {
+            abi::Arch::Aarch64 => "aarch64-unknown-none-softfloat",
+            abi::Arch::Armv7 => "armv7a-none-eabi",
+        };
+        let built = Path::new(target).join("release").join("firmware");
+        let beside = std::env::current_exe().ok().and_then(|program| Some(program.parent()?.parent()?.join(&built)));
+        let below = Path::new("target").join(&built);
+        let candidates = [beside, Some(below)];
+        candidates.into_iter().flatten().find(|path| path.is_file()).ok_or_else(|| {
+            Ending::usage(format!(
+                "no built firmware for {arch} found: build it with `cargo build --release -p firmware --target {target}`, \
+                 or name one with --firmware"
+            ))
         })
     }
 
@@ -142,6 +197,14 @@ impl CommonArgs {
         let names = |values: &mut dyn Iterator<Item = Option<PossibleValue>>| {
             values.flatten().map(|value| value.get_name().to_owned()).collect::<Vec<_>>().join(",")
         };
+        // A ledger of options that contradict each other says what they say.
+        let arch = self.arch().unwrap_or(self.arch.map_or(abi::Arch::Aarch64, abi::Arch::from));
+        let (default_bits, tables) = match (arch, self.tables) {
+            (abi::Arch::Aarch64, _) => (DEFAULT_VA_BITS, "v8".to_owned()),
+            (abi::Arch::Armv7, tables) => {
+                (ARMV7_VA_BITS, names(&mut std::iter::once(tables.unwrap_or(TablesArg::Short).to_possible_value())))
+            }
+        };
         Ledger {
             schema: ledger::SCHEMA.to_owned(),
             verdict: if ending.is_skip() { Verdict::Skip } else { Verdict::Fail },
@@ -149,10 +212,10 @@ impl CommonArgs {
             scenario: scenario.to_owned(),
             accelerator: names(&mut std::iter::once(self.accel.to_possible_value())),
             provenance: "none".to_owned(),
-            arch: names(&mut std::iter::once(self.arch.to_possible_value())),
+            arch: arch.to_string(),
             granule: self.granule.map_or(Granule::K4, Granule::from).to_string(),
-            va_bits: self.va_bits.unwrap_or(DEFAULT_VA_BITS),
-            tables: "v8".to_owned(),
+            va_bits: self.va_bits.unwrap_or(default_bits),
+            tables,
             host_page: self.host_page.map_or_else(host_page_bytes, |page| Granule::from(page).bytes()),
             vcpus: self.vcpus.unwrap_or(1),
             dirty_log: names(&mut self.dirty_log.iter().map(ValueEnum::to_possible_value)),
@@ -236,21 +299,4 @@ pub(crate) fn check_plan(workload: &Workload, seed: u64, geometry: Geometry) -> 
     Plan::new(workload, seed, geometry)
         .map(|_| ())
         .map_err(|error| Ending::usage(format!("--workload {workload}: {error}")))
-}
-
-/// The ELF file to run: the one asked for, or the built firmware beside this program or below the current directory.
-fn firmware(asked: Option<&Path>) -> Result<PathBuf, Ending> {
-    if let Some(path) = asked {
-        return Ok(path.to_owned());
-    }
-    let built = Path::new(FIRMWARE_TARGET).join("release").join("firmware");
-    let beside = std::env::current_exe().ok().and_then(|program| Some(program.parent()?.parent()?.join(&built)));
-    let below = Path::new("target").join(&built);
-    let candidates = [beside, Some(below)];
-    candidates.into_iter().flatten().find(|path| path.is_file()).ok_or_else(|| {
-        Ending::usage(format!(
-            "no built firmware found: build it with `cargo build --release -p firmware --target {FIRMWARE_TARGET}`, or \
-             name one with --firmware"
-        ))
-    })
 }

@@ -16,16 +16,13 @@ pub struct AcceleratorLog {
     /// The slots watched, each with its size in bytes.
     slots: Vec<(SlotId, u64)>,
     running: bool,
-    /// What a harvest fetches, kept from one to the next: fresh memory for it would cost more than a clean log does.
-    fetched: PageBitmap,
 }
 
 impl AcceleratorLog {
     /// The log of `vm`, which is of `kind`, for `slots` of its memory.
     pub fn new(kind: DirtyLogKind, vm: VmHandle, memory: &GuestMemory, slots: &[SlotId]) -> Self {
         let slots = slots.iter().map(|slot| (*slot, memory.slot(*slot).range().len_bytes())).collect();
-        let fetched = PageBitmap::new(0, vm.log_page_bytes());
-        Self { kind, vm, slots, running: false, fetched }
+        Self { kind, vm, slots, running: false }
     }
 
     fn failed(&self, source: BackendError) -> DirtyLogError {
@@ -64,14 +61,8 @@ impl DirtyLog for AcceleratorLog {
         let watched = self.slots.iter().find(|(watched, _)| self.running && *watched == slot);
         let (_, len_bytes) = watched.ok_or_else(|| self.not_logging(slot))?;
         check_size(self.kind, slot, *len_bytes, self.page_bytes(), dirty)?;
-        if self.fetched.pages() == dirty.pages() {
-            self.fetched.clear_all();
-        } else {
-            self.fetched = PageBitmap::new(dirty.pages(), dirty.page_bytes());
-        }
         let vm = &self.vm;
-        self.fetched.fill_words(|words| vm.harvest_dirty(slot, words)).map_err(|error| self.failed(error))?;
-        dirty.or(&self.fetched);
+        dirty.fill_words(|words| vm.harvest_dirty(slot, words)).map_err(|error| self.failed(error))?;
         Ok(())
     }
 

@@ -54,7 +54,7 @@ pub trait DirtyLog: Send {
     /// [`DirtyLogError::Backend`] or [`DirtyLogError::Kernel`] where the mechanism refuses, also because it runs already.
     fn start(&mut self) -> Result<(), DirtyLogError>;
 
-    /// Fetches and resets: adds to `dirty` every page of `slot` written since the last harvest, or since the start.
+    /// Fetches and resets: `dirty` becomes the set of pages of `slot` written since the last harvest, or since the start.
     ///
     /// When it returns, every write that a bit stands for is visible to the caller, and every later write is in a later
     /// harvest. vCPUs may run meanwhile.

@@ -214,6 +214,7 @@ impl DirtyLog for PagemapScanLog {
         }
         let (base, len_bytes) = self.span(slot);
         check_size(DirtyLogKind::PagemapScan, slot, len_bytes, self.page_bytes(), dirty)?;
+        dirty.clear_all();
         let mut regions = [PageRegion::default(); REGIONS];
         let end = base + len_bytes;
         let mut at = base;

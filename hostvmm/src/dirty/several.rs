@@ -170,6 +170,7 @@ impl DirtyLog for SeveralLogs {
             log.harvest(slot, &mut set)?;
             sets.push(if log.page_bytes() == page_bytes { set } else { set.rescaled(page_bytes, len_bytes) });
         }
+        dirty.clear_all();
         sets.iter().for_each(|set| dirty.or(set));
         self.compare(slot, &sets);
         Ok(())

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use abi::Gpa;
+use abi::{Arch, Gpa};
 
 use super::config::{ConfigError, Layout, MachineConfig};
 use super::devicetree::{self, DeviceTreeError};
@@ -56,6 +56,7 @@ impl Machine {
             // The log's reasons include KVM's own.
             why_no_kvm_log(config.kvm_log).map_or(Ok(()), Err)?;
         }
+        image.check_arch(config.tables.arch())?;
         image.check_fits(layout.ram())?;
         let boot = config.boot_info(&layout);
         let blob = devicetree::build(&boot)?;
@@ -67,7 +68,8 @@ impl Machine {
         image.load(&memory)?;
         let devicetree = layout.ram().start();
         memory.write(devicetree, &blob)?;
-        let vm = backend::open(config, &layout, &memory, Start { entry: image.entry(), devicetree })?;
+        let vm =
+            backend::open(config, &layout, &memory, Start { arch: image.arch(), entry: image.entry(), devicetree })?;
         Ok(Self { config: config.clone(), layout, memory, vm, firmware: image.path().to_owned() })
     }
 
@@ -108,8 +110,10 @@ impl Machine {
 /// How vCPU 0 starts.
 #[derive(Clone, Copy, Debug)]
 pub struct Start {
+    /// In which architecture; every other vCPU's as well.
+    pub arch: Arch,
     /// Its program counter.
     pub entry: Gpa,
-    /// Its x0.
+    /// Its x0, on ARMv7 its r2.
     pub devicetree: Gpa,
 }

@@ -4,7 +4,7 @@
 //! arm,arch_timer.yaml, arm,pl011.yaml, psci.yaml). The doorbell and the boot block are ours (docs/hypercall-abi.md).
 
 use abi::boot::{BOOT_BLOCK_PROPERTY, BootInfo, DOORBELL_COMPATIBLE};
-use abi::{Gpa, GuestRange, map};
+use abi::{Arch, Gpa, GuestRange, map};
 use vm_fdt::FdtWriter;
 use zerocopy::IntoBytes as _;
 
@@ -53,7 +53,7 @@ pub fn build(boot: &BootInfo) -> Result<Vec<u8>, DeviceTreeError> {
     memory(&mut fdt, boot.ram)?;
     cpus(&mut fdt, boot.vcpus)?;
     psci(&mut fdt)?;
-    timer(&mut fdt)?;
+    timer(&mut fdt, boot.tables.arch())?;
     gic(&mut fdt, boot.vcpus)?;
     uart(&mut fdt)?;
     doorbell(&mut fdt)?;
@@ -105,9 +105,13 @@ fn psci(fdt: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
     fdt.end_node(node)
 }
 
-fn timer(fdt: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
+fn timer(fdt: &mut FdtWriter, arch: Arch) -> Result<(), vm_fdt::Error> {
     let node = fdt.begin_node("timer")?;
-    fdt.property_string("compatible", "arm,armv8-timer")?;
+    let compatible = match arch {
+        Arch::Aarch64 => "arm,armv8-timer",
+        Arch::Armv7 => "arm,armv7-timer",
+    };
+    fdt.property_string("compatible", compatible)?;
     let cells = TIMER_INTIDS.map(|intid| [PPI, intid - PPI_BASE, LEVEL_HIGH]);
     fdt.property_array_u32("interrupts", cells.as_flattened())?;
     fdt.property_null("always-on")?;
@@ -157,6 +161,7 @@ fn reg(fdt: &mut FdtWriter, windows: &[(Gpa, u64)]) -> Result<(), vm_fdt::Error>
 
 #[cfg(test)]
 mod tests {
+    use abi::Tables;
     use dtoolkit::fdt::Fdt;
     use dtoolkit::{Node as _, Property as _};
 
@@ -180,6 +185,19 @@ mod tests {
         assert_eq!(doorbell.property("compatible").unwrap().value(), b"tidemark,doorbell-1\0");
         let reg = doorbell.property("reg").unwrap();
         assert_eq!(reg.value(), [0, 0, 0, 0, 0x0b, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0]);
+    }
+
+    #[test]
+    fn the_timer_is_of_the_guest_s_architecture() {
+        for (tables, name) in
+            [(MachineConfig::default().tables, "arm,armv8-timer\0"), (Tables::Lpae, "arm,armv7-timer\0")]
+        {
+            let config = MachineConfig { tables, ..MachineConfig::default() };
+            let blob = build(&config.boot_info(&config.layout().unwrap())).unwrap();
+            let fdt = Fdt::new(&blob).unwrap();
+            let timer = fdt.find_node("/timer").unwrap();
+            assert_eq!(timer.property("compatible").unwrap().value(), name.as_bytes());
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! The firmware's ELF: checked whole, then copied into RAM.
+//! The firmware's ELF, 64-bit for AArch64 or 32-bit for ARMv7: checked whole, then copied into RAM.
 //!
 //! [`Image::open`] reads and checks the file, [`Image::check_fits`] checks its segments against RAM, [`Image::load`]
-//! writes them. The file is outside input: time and memory are bounded by [`MAX_FILE_BYTES`] and
+//! writes them; [`Image::arch_of`] looks at its header alone. The file is outside input: time and memory are bounded by [`MAX_FILE_BYTES`] and
 //! [`MAX_PROGRAM_HEADERS`], whatever its headers claim.
 
 use std::fs::File;
@@ -9,10 +9,10 @@ use std::io::{self, Read as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use abi::{Gpa, GuestRange, map};
+use abi::{Arch, Gpa, GuestRange, map};
 use goblin::container::{Container, Ctx, Endian};
-use goblin::elf::header::{EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, ELFMAG, EM_AARCH64, ET_EXEC};
-use goblin::elf::header::{EM_ARM, EM_RISCV, EM_X86_64};
+use goblin::elf::header::{EI_CLASS, EI_DATA, ELFCLASS32, ELFCLASS64, ELFDATA2LSB, ELFMAG, ET_EXEC, Header};
+use goblin::elf::header::{EM_AARCH64, EM_ARM, EM_RISCV, EM_X86_64};
 use goblin::elf::program_header::{PF_X, PT_LOAD};
 use goblin::elf::{Elf, ProgramHeader};
 
@@ -20,6 +20,8 @@ use crate::memory::{GuestMemory, MemoryError};
 
 /// Largest file that is read.
 pub const MAX_FILE_BYTES: u64 = 64 << 20;
+/// Bytes of an ELF64 header; those of a 32-bit one are fewer.
+const HEADER_BYTES: usize = 64;
 /// Most program headers that are looked at.
 pub const MAX_PROGRAM_HEADERS: usize = 64;
 
@@ -35,7 +37,7 @@ pub enum LoadError {
         source: io::Error,
     },
     /// A directory, device or pipe.
-    #[error("the firmware {path} is not a regular file; name an AArch64 ELF", path = path.display())]
+    #[error("the firmware {path} is not a regular file; name an ELF", path = path.display())]
     NotAFile {
         /// The file.
         path: PathBuf,
@@ -55,12 +57,22 @@ pub enum LoadError {
         path: PathBuf,
     },
     /// An ELF for another machine.
-    #[error("the firmware {path} is for {machine}, not for 64-bit little-endian AArch64", path = path.display())]
+    #[error("the firmware {path} is for {machine}, not for little-endian AArch64 or 32-bit Arm", path = path.display())]
     ForeignMachine {
         /// The file.
         path: PathBuf,
         /// What it is for.
         machine: String,
+    },
+    /// An ELF for the architecture that was not asked for.
+    #[error("the firmware {path} is for {found}, not for {wanted}: leave out --arch, or name another ELF", path = path.display())]
+    OtherArch {
+        /// The file.
+        path: PathBuf,
+        /// What it is for.
+        found: Arch,
+        /// What the machine is.
+        wanted: Arch,
     },
     /// Not a fixed-address executable.
     #[error("the firmware {path} is {kind}, not a fixed-address executable (ET_EXEC); link it with the linker script", path = path.display())]
@@ -79,7 +91,7 @@ pub enum LoadError {
         what: String,
     },
     /// No, or absurdly many, program headers, or of another size than the format's.
-    #[error("the firmware {path} has {count} program headers of {size_bytes} bytes each; 1 to {MAX_PROGRAM_HEADERS} of 56 are allowed", path = path.display())]
+    #[error("the firmware {path} has {count} program headers of {size_bytes} bytes each; 1 to {MAX_PROGRAM_HEADERS} of 56, or of 32 in a 32-bit file, are allowed", path = path.display())]
     ProgramHeaders {
         /// The file.
         path: PathBuf,
@@ -177,6 +189,7 @@ struct Segment {
 pub struct Image {
     path: PathBuf,
     bytes: Vec<u8>,
+    arch: Arch,
     entry: Gpa,
     segments: Vec<Segment>,
 }
@@ -200,7 +213,31 @@ impl Image {
         let segments = checker.segments(&headers.program)?;
         check_overlaps(&segments)?;
         let entry = entry_gpa(&headers)?;
-        Ok(Self { path: path.to_owned(), entry, segments, bytes })
+        Ok(Self { path: path.to_owned(), arch: headers.arch, entry, segments, bytes })
+    }
+
+    /// The architecture that the ELF at `path` is for; `None` where it cannot be read or is no ELF of ours.
+    pub fn arch_of(path: &Path) -> Option<Arch> {
+        let mut bytes = [0; HEADER_BYTES];
+        std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
+        File::open(path).ok()?.read_exact(&mut bytes).ok()?;
+        Checker { path, bytes: &bytes }.header().ok().map(|(arch, _)| arch)
+    }
+
+    /// The architecture that it is for.
+    pub fn arch(&self) -> Arch {
+        self.arch
+    }
+
+    /// Checks that it is for `wanted`.
+    ///
+    /// # Errors
+    /// [`LoadError::OtherArch`].
+    pub fn check_arch(&self, wanted: Arch) -> Result<(), LoadError> {
+        if self.arch == wanted {
+            return Ok(());
+        }
+        Err(LoadError::OtherArch { path: self.path.clone(), found: self.arch, wanted })
     }
 
     /// Where it was read from.
@@ -259,6 +296,7 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, LoadError> {
 }
 
 struct Headers {
+    arch: Arch,
     entry: u64,
     program: Vec<ProgramHeader>,
 }
@@ -269,27 +307,43 @@ struct Checker<'a> {
 }
 
 impl Checker<'_> {
-    fn program_headers(&self) -> Result<Headers, LoadError> {
+    /// The ELF header, and the architecture that it names by class and machine.
+    fn header(&self) -> Result<(Arch, Header), LoadError> {
         let path = self.path.to_owned();
         if !self.bytes.starts_with(ELFMAG) {
             return Err(LoadError::NotElf { path });
         }
-        let class_is_right = |index: usize, right: u8| self.bytes.get(index).is_none_or(|byte| *byte == right);
-        if !class_is_right(EI_CLASS, ELFCLASS64) {
-            return Err(LoadError::ForeignMachine { path, machine: "a 32-bit machine".into() });
+        if self.bytes.get(EI_CLASS).is_some_and(|class| ![ELFCLASS32, ELFCLASS64].contains(class)) {
+            return Err(LoadError::ForeignMachine { path, machine: "a machine of unknown width".into() });
         }
-        if !class_is_right(EI_DATA, ELFDATA2LSB) {
+        if self.bytes.get(EI_DATA).is_some_and(|byte| *byte != ELFDATA2LSB) {
             return Err(LoadError::ForeignMachine { path, machine: "a big-endian machine".into() });
         }
         let header = Elf::parse_header(self.bytes)
             .map_err(|_| LoadError::Truncated { path: path.clone(), what: "the ELF header".into() })?;
-        if header.e_machine != EM_AARCH64 {
-            return Err(LoadError::ForeignMachine { path, machine: machine_name(header.e_machine) });
-        }
+        let arch = match (header.e_ident[EI_CLASS], header.e_machine) {
+            (ELFCLASS64, EM_AARCH64) => Arch::Aarch64,
+            (ELFCLASS32, EM_ARM) => Arch::Armv7,
+            (class, machine) => {
+                let bits = if class == ELFCLASS32 { 32 } else { 64 };
+                let machine = format!("{} in a {bits}-bit file", machine_name(machine));
+                return Err(LoadError::ForeignMachine { path, machine });
+            }
+        };
+        Ok((arch, header))
+    }
+
+    fn program_headers(&self) -> Result<Headers, LoadError> {
+        let path = self.path.to_owned();
+        let (arch, header) = self.header()?;
         if header.e_type != ET_EXEC {
             return Err(LoadError::NotExecutable { path, kind: kind_name(header.e_type) });
         }
-        let context = Ctx::new(Container::Big, Endian::Little);
+        let container = match arch {
+            Arch::Aarch64 => Container::Big,
+            Arch::Armv7 => Container::Little,
+        };
+        let context = Ctx::new(container, Endian::Little);
         let (count, size_bytes) = (usize::from(header.e_phnum), usize::from(header.e_phentsize));
         if count == 0 || count > MAX_PROGRAM_HEADERS || size_bytes != ProgramHeader::size(context) {
             return Err(LoadError::ProgramHeaders { path, count, size_bytes });
@@ -301,7 +355,7 @@ impl Checker<'_> {
             return Err(truncated());
         }
         let program = ProgramHeader::parse(self.bytes, at, count, context).map_err(|_| truncated())?;
-        Ok(Headers { entry: header.e_entry, program })
+        Ok(Headers { arch, entry: header.e_entry, program })
     }
 
     fn segments(&self, program: &[ProgramHeader]) -> Result<Vec<Segment>, LoadError> {
@@ -380,6 +434,7 @@ fn entry_gpa(headers: &Headers) -> Result<Gpa, LoadError> {
 fn machine_name(machine: u16) -> String {
     match machine {
         EM_X86_64 => "x86-64".into(),
+        EM_AARCH64 => "AArch64".into(),
         EM_ARM => "32-bit Arm".into(),
         EM_RISCV => "RISC-V".into(),
         other => match goblin::elf::header::machine_to_str(other) {
@@ -403,7 +458,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::machine::test_elf::{TestSegment, elf};
+    use crate::machine::test_elf::{TestSegment, elf, elf32};
 
     const BASE: u64 = map::FIRMWARE_BASE.raw();
     const NOP: u32 = 0xd503_201f;
@@ -466,11 +521,43 @@ mod tests {
             parse(bytes).unwrap_err().to_string()
         };
         assert!(with(18, 62).contains("x86-64"));
-        assert!(with(18, 40).contains("32-bit Arm"));
+        assert!(with(18, 40).contains("32-bit Arm in a 64-bit file"));
         assert!(with(18, 243).contains("RISC-V"));
-        assert!(with(4, 1).contains("32-bit"));
+        assert!(with(4, 1).contains("AArch64 in a 32-bit file"));
+        assert!(with(4, 0).contains("unknown width"));
         assert!(with(5, 2).contains("big-endian"));
         assert!(with(16, 3).contains("position-independent"));
+    }
+
+    #[test]
+    fn class_and_machine_name_the_architecture() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, bytes: &[u8]| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            path
+        };
+        let narrow = elf32(BASE as u32, &[TestSegment::code(BASE, &[NOP; 8])]);
+        assert_eq!(Image::arch_of(&file("64", &sample())), Some(Arch::Aarch64));
+        assert_eq!(Image::arch_of(&file("32", &narrow)), Some(Arch::Armv7));
+        for (name, bytes) in [("short", &sample()[..40]), ("text", b"#!/bin/sh\n")] {
+            assert_eq!(Image::arch_of(&file(name, bytes)), None);
+        }
+        assert_eq!(Image::arch_of(&dir.path().join("none")), None);
+        assert_eq!(Image::arch_of(Path::new("/dev/zero")), None);
+
+        let image = parse(narrow.clone()).unwrap();
+        assert_eq!((image.arch(), image.entry()), (Arch::Armv7, map::FIRMWARE_BASE));
+        image.check_fits(ram()).unwrap();
+        let other = image.check_arch(Arch::Aarch64).unwrap_err();
+        assert!(other.to_string().contains("is for armv7, not for aarch64"), "{other}");
+        for len in 4..narrow.len() {
+            let error = parse(narrow[..len].to_vec()).unwrap_err();
+            assert!(matches!(error, LoadError::Truncated { .. }), "{len}: {error}");
+        }
+        // T32 code: bit 0 of the entry point is set (ELF for the Arm Architecture, 5.3).
+        let thumb = elf32(BASE as u32 + 1, &[TestSegment::code(BASE, &[NOP; 8])]);
+        assert!(matches!(parse(thumb), Err(LoadError::Entry { .. })));
     }
 
     #[test]

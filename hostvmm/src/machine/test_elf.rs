@@ -58,3 +58,34 @@ pub(crate) fn elf(entry: u64, segments: &[TestSegment]) -> Vec<u8> {
     }
     file
 }
+
+/// An ARM ET_EXEC of 32 bits with these segments.
+pub(crate) fn elf32(entry: u32, segments: &[TestSegment]) -> Vec<u8> {
+    const HEADER_BYTES: usize = 52;
+    const PROGRAM_HEADER_BYTES: usize = 32;
+    let mut file = Vec::new();
+    file.extend_from_slice(b"\x7fELF\x01\x01\x01");
+    file.resize(16, 0);
+    file.extend_from_slice(&2u16.to_le_bytes()); // e_type: ET_EXEC
+    file.extend_from_slice(&40u16.to_le_bytes()); // e_machine: EM_ARM
+    for word in [1, entry, HEADER_BYTES as u32, 0, 0x0500_0000] {
+        file.extend_from_slice(&word.to_le_bytes()); // e_version, e_entry, e_phoff, e_shoff, e_flags: EABI 5
+    }
+    for half in [HEADER_BYTES, PROGRAM_HEADER_BYTES, segments.len(), 40, 0, 0] {
+        file.extend_from_slice(&(half as u16).to_le_bytes());
+    }
+    assert_eq!(file.len(), HEADER_BYTES);
+    let mut offset = HEADER_BYTES + segments.len() * PROGRAM_HEADER_BYTES;
+    for segment in segments {
+        let flags = PF_R | if segment.executable { PF_X } else { PF_W };
+        let (address, len_bytes) = (segment.address as u32, segment.bytes.len() as u32);
+        for word in [1, offset as u32, address, address, len_bytes, segment.memory_bytes as u32, flags, 4] {
+            file.extend_from_slice(&word.to_le_bytes());
+        }
+        offset += segment.bytes.len();
+    }
+    for segment in segments {
+        file.extend_from_slice(&segment.bytes);
+    }
+    file
+}

@@ -145,7 +145,7 @@ impl DirtyLog for LoopLog {
         if let Some(page) = self.blind {
             bits.clear(page);
         }
-        dirty.or(&bits);
+        dirty.clone_from(&bits);
         bits.clear_all();
         Ok(())
     }

@@ -106,7 +106,7 @@ impl DirtyLog for Owed {
     }
 
     fn harvest(&mut self, _slot: SlotId, dirty: &mut PageBitmap) -> Result<(), DirtyLogError> {
-        dirty.or(&self.pages);
+        dirty.clone_from(&self.pages);
         self.pages.clear_all();
         Ok(())
     }

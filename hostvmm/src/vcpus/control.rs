@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use abi::Gpa;
 use abi::hypercall::{Command, Status};
+use abi::{Arch, Gpa};
 
 use super::mailbox::{Mailbox, Wait};
 use super::{Event, VcpusError, Word};
@@ -81,6 +81,7 @@ pub(super) struct Shared {
     vm: VmHandle,
     memory: GuestMemory,
     firmware: PathBuf,
+    arch: Arch,
     control: Mutex<Control>,
     changed: Condvar,
     uart: Mutex<Pl011>,
@@ -89,10 +90,12 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(machine: &Machine) -> Self {
-        Self::with(machine.vm(), machine.memory().clone(), machine.firmware().to_owned(), machine.config().vcpus)
+        let config = machine.config();
+        let (memory, firmware) = (machine.memory().clone(), machine.firmware().to_owned());
+        Self::with(machine.vm(), memory, firmware, config.tables.arch(), config.vcpus)
     }
 
-    pub(super) fn with(vm: VmHandle, memory: GuestMemory, firmware: PathBuf, vcpus: usize) -> Self {
+    pub(super) fn with(vm: VmHandle, memory: GuestMemory, firmware: PathBuf, arch: Arch, vcpus: usize) -> Self {
         let seat = || Seat {
             state: State::Held { complete: None },
             phase: Phase::Fresh,
@@ -106,6 +109,7 @@ impl Shared {
             vm,
             memory,
             firmware,
+            arch,
             control: Mutex::new(control),
             changed: Condvar::new(),
             uart: Mutex::default(),
@@ -123,6 +127,10 @@ impl Shared {
 
     pub(super) fn firmware(&self) -> &std::path::Path {
         &self.firmware
+    }
+
+    pub(super) fn arch(&self) -> Arch {
+        self.arch
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Control> {

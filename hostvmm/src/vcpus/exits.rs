@@ -3,7 +3,7 @@
 //! Loads from addresses that no device has read as zero and stores there are ignored, each with a bounded diagnostic:
 //! the host must not die of a guest's wild pointer, and the guest's own tables decide what is a fault.
 
-use abi::hypercall::{ExceptionReport, HVC_FUNCTION, Outcome, Status};
+use abi::hypercall::{ExceptionReport, HVC_FUNCTION, HVC_FUNCTION_32, Outcome, Status};
 use abi::{Gpa, map};
 
 use super::control::{Shared, State, Via};
@@ -120,9 +120,11 @@ fn store(shared: &Shared, vcpu: &mut dyn Vcpu, gpa: Gpa, len_bytes: u8, data: u6
 }
 
 fn hvc(shared: &Shared, vcpu: &mut dyn Vcpu, function: u64, claim: u64) -> After {
-    // SMCCC: the function id is in w0; x0's upper half is not looked at.
-    if function as u32 == HVC_FUNCTION {
-        return hypercall(shared, vcpu, Gpa::new(claim), Via::Hvc);
+    // SMCCC: the function id is in w0; x0's upper half is not looked at, and those of a 32-bit call's arguments neither.
+    match function as u32 {
+        HVC_FUNCTION => return hypercall(shared, vcpu, Gpa::new(claim), Via::Hvc),
+        HVC_FUNCTION_32 => return hypercall(shared, vcpu, Gpa::new(claim & 0xffff_ffff), Via::Hvc),
+        _ => {}
     }
     shared.diagnose(vcpu.index(), || format!("HVC function {function:#x} is not supported"));
     vcpu.complete_hvc([SMCCC_NOT_SUPPORTED, 0, 0, 0]);
@@ -185,7 +187,7 @@ fn describe(shared: &Shared, vcpu: usize, report: ExceptionReport) -> GuestExcep
     let frames = report.backtrace.iter().take(report.frames.get() as usize);
     let returns: Vec<u64> = frames.map(|address| address.get()).collect();
     let backtrace = Symbols::open(shared.firmware()).backtrace(report.elr.get(), &returns);
-    GuestException { vcpu, report, backtrace }
+    GuestException { vcpu, arch: shared.arch(), report, backtrace }
 }
 
 /// Completes the call that a command has answered.

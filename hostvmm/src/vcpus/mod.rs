@@ -38,7 +38,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use abi::hypercall::{Command, ExceptionReport, Outcome, PROGRESS_COMPLETED, PROGRESS_STARTED, PROGRESS_STOP};
-use abi::{Gpa, GuestRange};
+use abi::{Arch, Gpa, GuestRange};
 
 use crate::backend::{BackendError, Vcpu};
 use crate::machine::{Clock, Frame, Machine};
@@ -99,6 +99,8 @@ impl Event {
 pub struct GuestException {
     /// Which vCPU.
     pub vcpu: usize,
+    /// The guest's architecture, which names the registers.
+    pub arch: Arch,
     /// As the guest reported it.
     pub report: ExceptionReport,
     /// Where it happened and the callers, innermost first.
@@ -108,21 +110,23 @@ pub struct GuestException {
 impl fmt::Display for GuestException {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = &self.report;
-        writeln!(
-            f,
-            "unexpected exception on vCPU {}: vector {:#05x} ESR {:#010x} (EC {:#04x}) FAR {:#x} ELR {:#x} SPSR {:#x} SP {:#x}",
-            self.vcpu,
-            report.vector.get(),
-            report.esr.get(),
-            report.esr.get() >> 26 & 0x3f,
-            report.far.get(),
-            report.elr.get(),
-            report.spsr.get(),
-            report.sp.get(),
-        )?;
-        for (row, registers) in report.x.chunks(4).enumerate() {
+        let (vector, esr, far) = (report.vector.get(), report.esr.get(), report.far.get());
+        write!(f, "unexpected exception on vCPU {}: vector {vector:#05x} ", self.vcpu)?;
+        match self.arch {
+            Arch::Aarch64 => write!(f, "ESR {esr:#010x} (EC {:#04x}) FAR {far:#x} ELR ", esr >> 26 & 0x3f)?,
+            Arch::Armv7 => {
+                let ([dfsr, ifsr], [dfar, ifar]) = (halves(esr), halves(far));
+                write!(f, "DFSR {dfsr:#x} DFAR {dfar:#x} IFSR {ifsr:#x} IFAR {ifar:#x} PC ")?;
+            }
+        }
+        writeln!(f, "{:#x} SPSR {:#x} SP {:#x}", report.elr.get(), report.spsr.get(), report.sp.get())?;
+        let (letter, digits, registers) = match self.arch {
+            Arch::Aarch64 => ('x', 18, &report.x[..]),
+            Arch::Armv7 => ('r', 10, &report.x[..16]),
+        };
+        for (row, registers) in registers.chunks(4).enumerate() {
             for (column, value) in registers.iter().enumerate() {
-                write!(f, "  x{:<2} {:#018x}", row * 4 + column, value.get())?;
+                write!(f, "  {letter}{:<2} {:#0digits$x}", row * 4 + column, value.get())?;
             }
             writeln!(f)?;
         }
@@ -131,6 +135,11 @@ impl fmt::Display for GuestException {
         }
         Ok(())
     }
+}
+
+/// The low and the high half of `word`.
+const fn halves(word: u64) -> [u32; 2] {
+    [word as u32, (word >> 32) as u32]
 }
 
 /// A control call that could not be done.

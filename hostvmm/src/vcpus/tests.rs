@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use abi::hypercall::{Command, HVC_FUNCTION, Outcome};
-use abi::{Gpa, map};
+use abi::{Arch, Gpa, map};
 
 use super::control::Shared;
 use super::script::{ScriptVm, Stage};
@@ -18,7 +18,7 @@ const LIVENESS: Duration = Duration::from_secs(20);
 
 fn start(vm: &Arc<ScriptVm>, clock: Clock, vcpus: usize) -> Vcpus {
     let handle: Arc<dyn crate::backend::Vm> = Arc::clone(vm) as _;
-    let shared = Shared::with(handle, vm.memory().clone(), "none.elf".into(), vcpus);
+    let shared = Shared::with(handle, vm.memory().clone(), "none.elf".into(), Arch::Aarch64, vcpus);
     Vcpus::start_on(Arc::new(shared), clock, vcpus).unwrap()
 }
 
@@ -146,7 +146,7 @@ fn a_slice_executes_exactly_its_instructions_in_turns() {
     };
     let vm = ScriptVm::new(vec![spinner(), spinner()]);
     let handle: Arc<dyn crate::backend::Vm> = Arc::clone(&vm) as _;
-    let shared = Arc::new(Shared::with(handle, vm.memory().clone(), "none.elf".into(), 2));
+    let shared = Arc::new(Shared::with(handle, vm.memory().clone(), "none.elf".into(), Arch::Aarch64, 2));
     shared.lock().paused = true;
     let mut vcpus = Vcpus::start_on(shared, Clock::Icount, 2).unwrap();
     assert_eq!(vcpus.run_slice(4_000).unwrap(), SliceEnd::Instructions);

@@ -1,6 +1,7 @@
-//! The matrix: every granule and VA size × pattern × vCPU count × mode that the host can run, one verdict.
+//! The matrix: every kind of translation tables × pattern × vCPU count × mode that the host can run, one verdict.
 
 use std::num::NonZero;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -16,8 +17,8 @@ use crate::report::{Ledger, Progress, Verdict};
 /// What the matrix ranges over.
 #[derive(Clone, Debug)]
 pub struct Axes {
-    /// Translation tables, with their architectures.
-    pub translations: Vec<Tables>,
+    /// Translation tables, each with the firmware that builds them.
+    pub translations: Vec<(Tables, PathBuf)>,
     /// Workloads.
     pub workloads: Vec<Workload>,
     /// vCPU counts.
@@ -27,16 +28,18 @@ pub struct Axes {
 }
 
 impl Axes {
-    /// Every cell as a spec of its own.
+    /// Every cell as a spec of its own. A workload that an architecture lacks has no cells there.
     pub fn cells(&self, spec: &Spec) -> Vec<Spec> {
         let mut cells = Vec::new();
-        for &tables in &self.translations {
-            for workload in &self.workloads {
+        for (tables, firmware) in &self.translations {
+            let exists = |workload: &&Workload| workload.pattern().exists_on(tables.arch());
+            for workload in self.workloads.iter().filter(exists) {
                 for &vcpus in &self.vcpus {
                     for &mode in &self.modes {
                         let mut cell = spec.clone();
                         cell.scenario = "passes";
-                        cell.machine.tables = tables;
+                        cell.machine.tables = *tables;
+                        cell.firmware.clone_from(firmware);
                         cell.workload = *workload;
                         (cell.machine.pattern, cell.machine.params) = workload.encode();
                         cell.machine.vcpus = vcpus;

@@ -1,6 +1,6 @@
 //! The scenario `passes`: one machine, one workload, harvest, copy and check pass by pass.
 
-use abi::Gpa;
+use abi::{Arch, Gpa};
 use workload::{Geometry, Plan, PlanError};
 
 use super::interrupt::Interrupt;
@@ -301,6 +301,9 @@ fn reproduce(spec: &Spec, logs: &str) -> String {
         spec.mode.name(),
         clock_name(machine.clock),
     );
+    if machine.tables.arch() == Arch::Armv7 {
+        line.push_str(&format!(" --arch armv7 --tables {}", machine.tables.name()));
+    }
     if let Some(base) = machine.region_base {
         line.push_str(&format!(" --region-base {base}"));
     }

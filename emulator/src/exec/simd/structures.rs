@@ -59,7 +59,7 @@ impl Structures {
 }
 
 impl Cpu {
-    fn load_element(&mut self, va: u64, size: u32) -> Result<u64, Trap> {
+    pub(crate) fn load_element(&mut self, va: u64, size: u32) -> Result<u64, Trap> {
         Ok(match size {
             0 => self.load::<u8>(va)?.into(),
             1 => self.load::<u16>(va)?.into(),
@@ -68,7 +68,7 @@ impl Cpu {
         })
     }
 
-    fn store_element(&mut self, va: u64, size: u32, value: u64) -> Result<(), Trap> {
+    pub(crate) fn store_element(&mut self, va: u64, size: u32, value: u64) -> Result<(), Trap> {
         match size {
             0 => self.store::<u8>(va, value as u8),
             1 => self.store::<u16>(va, value as u16),

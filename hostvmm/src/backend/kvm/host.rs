@@ -5,11 +5,12 @@
 use std::arch::asm;
 use std::io;
 
-use abi::hypercall::HVC_FUNCTION;
+use abi::Arch;
+use abi::hypercall::{HVC_FUNCTION, HVC_FUNCTION_32};
 use kvm_bindings::{
     KVM_API_VERSION, KVM_ARM_VM_SMCCC_CTRL, KVM_ARM_VM_SMCCC_FILTER, KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE,
-    KVM_CAP_ARM_PSCI_0_2, KVM_CAP_ARM_SUPPORTED_BLOCK_SIZES, KVM_CAP_BINARY_STATS_FD, KVM_CAP_DEVICE_CTRL,
-    KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, KVM_CAP_IMMEDIATE_EXIT,
+    KVM_CAP_ARM_EL1_32BIT, KVM_CAP_ARM_PSCI_0_2, KVM_CAP_ARM_SUPPORTED_BLOCK_SIZES, KVM_CAP_BINARY_STATS_FD,
+    KVM_CAP_DEVICE_CTRL, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, KVM_CAP_IMMEDIATE_EXIT,
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_ONE_REG, KVM_DIRTY_LOG_INITIALLY_SET,
     KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, kvm_device_attr, kvm_enable_cap, kvm_smccc_filter,
     kvm_smccc_filter_action_KVM_SMCCC_FILTER_FWD_TO_USER,
@@ -62,6 +63,22 @@ pub(in crate::backend) fn probe() -> Result<(), Unavailable> {
         Ok(_) => Ok(()),
         Err(_) => Err(Unavailable::Lacks { what: "virtual GICv3", instead: INSTEAD }),
     }
+}
+
+/// Whether this host's KVM runs guests of `arch`: those of ARMv7 need AArch32 at EL1, which many CPUs no longer have
+/// (kvm/api.rst 4.82).
+///
+/// # Errors
+/// [`Unavailable`]: why there is no KVM, or no such guest.
+pub(in crate::backend) fn probe_guest(arch: Arch) -> Result<(), Unavailable> {
+    probe()?;
+    if arch == Arch::Armv7 && device()?.check_extension_raw(KVM_CAP_ARM_EL1_32BIT.into()) <= 0 {
+        return Err(Unavailable::Lacks {
+            what: "AArch32 at EL1 (KVM_CAP_ARM_EL1_32BIT: the CPU must have it), which ARMv7 guests need",
+            instead: "--accel emulator or --arch aarch64",
+        });
+    }
+    Ok(())
 }
 
 /// Whether this host's KVM has the dirty log `log`.
@@ -156,22 +173,25 @@ pub(super) fn create_vm(kvm: &Kvm, bits: u32) -> Result<VmFd, kvm_ioctls::Error>
 /// # Errors
 /// [`Unavailable::Lacks`].
 pub(super) fn forward_hvc(vm: &VmFd) -> Result<(), Unavailable> {
-    let filter = kvm_smccc_filter {
-        base: HVC_FUNCTION,
-        nr_functions: 1,
-        action: kvm_smccc_filter_action_KVM_SMCCC_FILTER_FWD_TO_USER as u8,
-        pad: [0; 15],
-    };
-    let attribute = kvm_device_attr {
-        flags: 0,
-        group: KVM_ARM_VM_SMCCC_CTRL,
-        attr: KVM_ARM_VM_SMCCC_FILTER.into(),
-        addr: (&raw const filter).expose_provenance() as u64,
-    };
-    vm.set_device_attr(&attribute).map_err(|_| Unavailable::Lacks {
-        what: "SMCCC filter (Linux 6.4), which HVC hypercalls need",
-        instead: "--hypercall mmio",
-    })
+    for base in [HVC_FUNCTION, HVC_FUNCTION_32] {
+        let filter = kvm_smccc_filter {
+            base,
+            nr_functions: 1,
+            action: kvm_smccc_filter_action_KVM_SMCCC_FILTER_FWD_TO_USER as u8,
+            pad: [0; 15],
+        };
+        let attribute = kvm_device_attr {
+            flags: 0,
+            group: KVM_ARM_VM_SMCCC_CTRL,
+            attr: KVM_ARM_VM_SMCCC_FILTER.into(),
+            addr: (&raw const filter).expose_provenance() as u64,
+        };
+        vm.set_device_attr(&attribute).map_err(|_| Unavailable::Lacks {
+            what: "SMCCC filter (Linux 6.4), which HVC hypercalls need",
+            instead: "--hypercall mmio",
+        })?;
+    }
+    Ok(())
 }
 
 /// Whether the CPU below this host is certainly an emulated one, so that times say nothing about hardware.

@@ -27,7 +27,8 @@ use abi::GuestRange;
 use kvm_bindings::{
     KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
     KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_MEM_LOG_DIRTY_PAGES, kvm_clear_dirty_log,
-    kvm_clear_dirty_log__bindgen_ty_1, kvm_enable_cap, kvm_userspace_memory_region,
+    kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log, kvm_dirty_log__bindgen_ty_1, kvm_enable_cap,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 
@@ -37,9 +38,10 @@ use crate::backend::{Accelerator, BackendError, KvmLog};
 use crate::memory::{GuestMemory, SlotId};
 
 // include/uapi/linux/kvm.h
+const KVM_GET_DIRTY_LOG: u64 = 0x4010_ae42;
 const KVM_CLEAR_DIRTY_LOG: u64 = 0xc018_aec0;
 const KVM_RESET_DIRTY_RINGS: u64 = 0xaec7;
-const _: () = assert!(size_of::<kvm_clear_dirty_log>() == 0x18);
+const _: () = assert!(size_of::<kvm_dirty_log>() == 0x10 && size_of::<kvm_clear_dirty_log>() == 0x18);
 
 /// Pages that one KVM_CLEAR_DIRTY_LOG clears at most: a multiple of 64, few enough that the call does not hold the MMU's
 /// lock against the vCPUs for long.
@@ -57,6 +59,8 @@ pub(super) struct Tracker {
     last_reset_ns: AtomicU64,
     /// Written by the VMM, or taken from a ring, since the last harvest: a bit a page, by slot.
     noted: Vec<Vec<AtomicU64>>,
+    /// By slot: whether there is a bit in `noted`. Set after the bit, cleared before the bits are taken.
+    any_noted: [AtomicBool; SlotId::ALL.len()],
     rings: Mutex<Vec<Ring>>,
 }
 
@@ -76,6 +80,7 @@ impl Tracker {
             logged: Default::default(),
             last_reset_ns: AtomicU64::new(0),
             noted: noted.into(),
+            any_noted: Default::default(),
             rings: Mutex::default(),
         };
         match log {
@@ -129,6 +134,8 @@ impl Tracker {
     fn note(&self, slot: usize, page: u64) {
         if let Some(word) = self.noted.get(slot).and_then(|words| words.get((page / 64) as usize)) {
             word.fetch_or(1 << (page % 64), Ordering::SeqCst);
+            // After the bit: a harvest that sees the flag sees the bit.
+            self.any_noted[slot].store(true, Ordering::SeqCst);
         }
     }
 
@@ -172,12 +179,7 @@ impl Tracker {
         if bitmap.len() != noted.len() {
             return Err(failed(format!("the {slot} needs {} words of bitmap, not {}", noted.len(), bitmap.len())));
         }
-        let len_bytes = self.memory.slot(slot).range().len_bytes() as usize;
-        let fetched = self
-            .vm
-            .get_dirty_log(slot.index() as u32, len_bytes)
-            .map_err(|error| failed(format!("KVM_GET_DIRTY_LOG of the {slot}: {error}")))?;
-        bitmap.copy_from_slice(&fetched);
+        self.fetch(slot, bitmap)?;
         let reset = Instant::now();
         match self.log {
             KvmLog::Bitmap => {}
@@ -185,10 +187,29 @@ impl Tracker {
             KvmLog::Ring => self.empty_rings()?,
         }
         self.last_reset_ns.store(reset.elapsed().as_nanos() as u64, Ordering::Relaxed);
-        for (word, noted) in bitmap.iter_mut().zip(noted) {
-            if noted.load(Ordering::Relaxed) != 0 {
-                *word |= noted.swap(0, Ordering::SeqCst);
+        if self.any_noted[slot.index()].swap(false, Ordering::SeqCst) {
+            for (word, noted) in bitmap.iter_mut().zip(noted) {
+                if noted.load(Ordering::Relaxed) != 0 {
+                    *word |= noted.swap(0, Ordering::SeqCst);
+                }
             }
+        }
+        Ok(())
+    }
+
+    /// KVM_GET_DIRTY_LOG into `bitmap`, which has a bit for every page of the slot. kvm-ioctls' own call makes a vector each
+    /// time, which costs as much as the fetch.
+    fn fetch(&self, slot: SlotId, bitmap: &mut [u64]) -> Result<(), BackendError> {
+        let get = kvm_dirty_log {
+            slot: slot.index() as u32,
+            padding1: 0,
+            __bindgen_anon_1: kvm_dirty_log__bindgen_ty_1 { dirty_bitmap: bitmap.as_mut_ptr().cast() },
+        };
+        // SAFETY: `get` is the struct that the call reads; its bitmap has room for what the call writes, a bit for
+        // each page of the slot rounded up to 64.
+        let result = unsafe { libc::ioctl(self.vm.as_raw_fd(), KVM_GET_DIRTY_LOG as libc::Ioctl, &raw const get) };
+        if result < 0 {
+            return Err(failed(format!("KVM_GET_DIRTY_LOG of the {slot}: {}", io::Error::last_os_error())));
         }
         Ok(())
     }

@@ -29,7 +29,9 @@ use abi::GuestRange;
 use kvm_bindings::{KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_CAP_ARM_PMU_V3};
 use kvm_ioctls::VmFd;
 
-pub(super) use self::host::{is_nested_in_emulation, probe, probe_eager_split, probe_fault_counts, probe_log};
+pub(super) use self::host::{
+    is_nested_in_emulation, probe, probe_eager_split, probe_fault_counts, probe_guest, probe_log,
+};
 use self::kick::Kick;
 use self::log::Tracker;
 use self::stage2::FaultCounter;
@@ -67,6 +69,7 @@ pub(super) fn open(config: &MachineConfig, memory: &GuestMemory, start: Start) -
         .into());
     }
     probe_log(config.kvm_log)?;
+    probe_guest(start.arch)?;
     let kvm = host::device()?;
     let bits = host::address_bits(&kvm).min(PHYSICAL_ADDRESS_BITS);
     for range in memory.slots().iter().map(Slot::range) {
@@ -87,7 +90,7 @@ pub(super) fn open(config: &MachineConfig, memory: &GuestMemory, start: Start) -
     let pmu = fd.check_extension_raw(KVM_CAP_ARM_PMU_V3.into()) > 0;
     let mut vcpus = Vec::new();
     for index in 0..config.vcpus {
-        vcpus.push(KvmVcpu::new(&fd, index, pmu, &tracker, memory)?);
+        vcpus.push(KvmVcpu::new(&fd, index, start.arch, pmu, &tracker, memory)?);
     }
     let gic = gic::create(&fd, config.vcpus)?;
     for vcpu in &mut vcpus {

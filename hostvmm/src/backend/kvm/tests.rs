@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use abi::{Gpa, GuestRange, map};
+use abi::{Arch, Gpa, GuestRange, map};
 
 use crate::backend::store_guest::StoreGuest;
 use crate::backend::{Accelerator, Exit, KvmLog, VmHandle, why_no_kvm_log};
@@ -21,7 +21,7 @@ fn machine(log: KvmLog) -> Option<(VmHandle, GuestMemory)> {
     let ram = GuestRange::new(map::RAM_BASE, 16 * page).unwrap();
     let memory = GuestMemory::new(ram, GuestRange::new(map::REGION_BASE, PAGES * page).unwrap(), None).unwrap();
     let config = MachineConfig { accelerator: Accelerator::Kvm, kvm_log: log, ..MachineConfig::default() };
-    let start = Start { entry: map::RAM_BASE, devicetree: map::RAM_BASE };
+    let start = Start { arch: Arch::Aarch64, entry: map::RAM_BASE, devicetree: map::RAM_BASE };
     Some((super::open(&config, &memory, start).unwrap(), memory))
 }
 

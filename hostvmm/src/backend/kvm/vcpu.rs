@@ -9,12 +9,11 @@ use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
 
-use abi::Gpa;
-use abi::map;
+use abi::{Arch, Gpa, map};
 use kvm_bindings::{
-    KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ,
-    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_EXIT_DIRTY_RING_FULL, KVM_SYSTEM_EVENT_RESET,
-    KVM_SYSTEM_EVENT_SHUTDOWN, kvm_device_attr, kvm_run, kvm_vcpu_init,
+    KVM_ARM_VCPU_EL1_32BIT, KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT,
+    KVM_ARM_VCPU_PMU_V3_IRQ, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_EXIT_DIRTY_RING_FULL,
+    KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_device_attr, kvm_run, kvm_vcpu_init,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
@@ -22,7 +21,7 @@ use super::kick::Kick;
 use super::log::Tracker;
 use super::refused;
 use super::stage2::FaultCounter;
-use crate::backend::{Accelerator, BackendError, Exit, Vcpu};
+use crate::backend::{Accelerator, BackendError, Exit, Vcpu, boot};
 use crate::machine::Start;
 use crate::memory::GuestMemory;
 
@@ -44,10 +43,25 @@ const SHOWN: [(&str, u64); 9] = [
     ("sctlr_el1", 0x6030_0000_0013_c080),
 ];
 
+/// The same of an AArch32 guest, besides r0 to r14: its CP15 registers are parts of AArch64's (DDI 0487 G1.22), DFAR and IFAR
+/// the low and high half of FAR_EL1; lr and sp of SVC mode are X18 and X19.
+const SHOWN_32: [(&str, u64); 9] = [
+    ("pc", PC),
+    ("cpsr", CORE + 66),
+    ("sp_svc", CORE + 2 * 19),
+    ("lr_svc", CORE + 2 * 18),
+    ("spsr_svc", CORE + 72),
+    ("dfsr", 0x6030_0000_0013_c290),
+    ("ifsr", 0x6030_0000_0013_e281),
+    ("ifar_dfar", 0x6030_0000_0013_c300),
+    ("sctlr", 0x6030_0000_0013_c080),
+];
+
 /// One vCPU.
 pub(super) struct KvmVcpu {
     fd: VcpuFd,
     index: usize,
+    arch: Arch,
     kick: Arc<Kick>,
     tracker: Arc<Tracker>,
     /// The last exit was an access that the next `KVM_RUN` completes.
@@ -76,6 +90,7 @@ impl KvmVcpu {
     pub(super) fn new(
         vm: &VmFd,
         index: usize,
+        arch: Arch,
         pmu: bool,
         tracker: &Arc<Tracker>,
         memory: &GuestMemory,
@@ -85,6 +100,9 @@ impl KvmVcpu {
         let mut init = kvm_vcpu_init::default();
         vm.get_preferred_target(&mut init).map_err(|error| failed("KVM_ARM_PREFERRED_TARGET", error))?;
         init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
+        if arch == Arch::Armv7 {
+            init.features[0] |= 1 << KVM_ARM_VCPU_EL1_32BIT;
+        }
         if pmu {
             init.features[0] |= 1 << KVM_ARM_VCPU_PMU_V3;
         }
@@ -97,7 +115,7 @@ impl KvmVcpu {
         // SAFETY: the pointer is of a mapped `kvm_run`; only the address of its field is taken.
         let immediate_exit = unsafe { &raw mut (*run).immediate_exit };
         let kick = Arc::new(Kick::new(immediate_exit));
-        Ok(Self { fd, index, kick, tracker: Arc::clone(tracker), half_done: false, _memory: memory.clone() })
+        Ok(Self { fd, index, arch, kick, tracker: Arc::clone(tracker), half_done: false, _memory: memory.clone() })
     }
 
     /// Does what needs the machine's GIC: the PMU, whose interrupt goes there (kvm/devices/vcpu.rst 1).
@@ -119,13 +137,12 @@ impl KvmVcpu {
         Ok(())
     }
 
-    /// Sets PC and x0.
+    /// Sets what the first vCPU starts with.
     ///
     /// # Errors
     /// [`BackendError::Register`].
     pub(super) fn start_at(&mut self, start: Start) -> Result<(), BackendError> {
-        self.set_reg(PC, start.entry.raw().into())?;
-        self.set_reg(register(0), start.devicetree.raw().into())
+        boot::registers(start).into_iter().try_for_each(|(register, value)| self.set_reg(register, value.into()))
     }
 
     /// The guest's virtual counter.
@@ -212,8 +229,12 @@ impl KvmVcpu {
 
     /// The error of a vCPU that cannot go on, with its registers as far as they can be read.
     fn stopped(&mut self, mut reason: String) -> BackendError {
-        let general = (0..31).map(|number| (format!("x{number}"), register(number)));
-        let special = SHOWN.iter().map(|(name, id)| ((*name).to_owned(), *id));
+        let (letter, count, shown) = match self.arch {
+            Arch::Aarch64 => ('x', 31, &SHOWN),
+            Arch::Armv7 => ('r', 15, &SHOWN_32),
+        };
+        let general = (0..count).map(|number| (format!("{letter}{number}"), register(number)));
+        let special = shown.iter().map(|(name, id)| ((*name).to_owned(), *id));
         for (name, id) in special.chain(general) {
             let mut bytes = [0; 8];
             if self.fd.get_one_reg(id, &mut bytes).is_ok() {
