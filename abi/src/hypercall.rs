@@ -315,8 +315,9 @@ pub const PROGRESS_STOP: u64 = 16;
 
 /// An unexpected exception as the guest reports it: little-endian, no padding, 576 bytes.
 ///
-/// An ARMv7 guest has DFSR in the low half of `esr` and IFSR in the high one, DFAR and IFAR likewise in `far`, the address
-/// of the instruction at fault in `elr`, r0 to r14 of the interrupted mode and that address in `x[0..16]`, and zeroes above.
+/// An ARMv7 guest has DFSR and DFAR of a data abort, or IFSR and IFAR of a prefetch abort, in `esr` and `far`, and zeroes
+/// there otherwise; the address of the instruction at fault in `elr`; r0 to r14 of the interrupted mode, of which r13 is the
+/// stack pointer, in `x[0..15]`, and zeroes above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct ExceptionReport {

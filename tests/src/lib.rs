@@ -11,8 +11,12 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-/// Target triple of the firmware.
+/// Target triple of the AArch64 firmware.
 pub const FIRMWARE_TARGET: &str = "aarch64-unknown-none-softfloat";
+/// Target triple of the ARMv7 firmware.
+pub const ARMV7_FIRMWARE_TARGET: &str = "armv7a-none-eabi";
+
+type Built = OnceLock<Result<PathBuf, String>>;
 
 fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests package lies in the workspace")
@@ -36,33 +40,38 @@ fn build(arguments: &[&str]) -> Result<PathBuf, String> {
         .ok_or_else(|| format!("cargo build {arguments:?} made no executable"))
 }
 
-/// The built firmware, or why there is none.
-///
-/// # Errors
-/// Cargo's own words.
-pub fn firmware() -> Result<&'static Path, &'static str> {
-    static FIRMWARE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    FIRMWARE
-        .get_or_init(|| build(&["--release", "-p", "firmware", "--target", FIRMWARE_TARGET]))
-        .as_ref()
-        .map(PathBuf::as_path)
-        .map_err(String::as_str)
-}
-
-/// The built firmware; without the bare-metal target, prints that the test is skipped and returns `None`.
+/// The firmware for `target`, built once into `built`; without that target, prints that the test is skipped and returns `None`.
 ///
 /// # Panics
 /// If the target is installed and the build fails all the same, or if set-up promised the target
 /// (`TIDEMARK_REQUIRE_FIRMWARE` is set, as `scripts/test` does).
-pub fn firmware_or_skip() -> Option<&'static Path> {
-    match firmware() {
+fn built_or_skip(built: &'static Built, target: &str) -> Option<&'static Path> {
+    match built.get_or_init(|| build(&["--release", "-p", "firmware", "--target", target])) {
         Ok(path) => Some(path),
         Err(why) if std::env::var_os("TIDEMARK_REQUIRE_FIRMWARE").is_none() && why.contains("can't find crate") => {
-            println!("skipped: the target {FIRMWARE_TARGET} is not installed; run ./scripts/setup");
+            println!("skipped: the target {target} is not installed; run ./scripts/setup");
             None
         }
-        Err(why) => panic!("the firmware does not build: {why}"),
+        Err(why) => panic!("the firmware for {target} does not build: {why}"),
     }
+}
+
+/// The AArch64 firmware, or `None` and a word that the test is skipped.
+///
+/// # Panics
+/// As a test should where the firmware could be built and cannot.
+pub fn firmware_or_skip() -> Option<&'static Path> {
+    static FIRMWARE: Built = OnceLock::new();
+    built_or_skip(&FIRMWARE, FIRMWARE_TARGET)
+}
+
+/// The ARMv7 firmware, likewise.
+///
+/// # Panics
+/// As [`firmware_or_skip`].
+pub fn armv7_firmware_or_skip() -> Option<&'static Path> {
+    static FIRMWARE: Built = OnceLock::new();
+    built_or_skip(&FIRMWARE, ARMV7_FIRMWARE_TARGET)
 }
 
 /// The built `hostvmm`.

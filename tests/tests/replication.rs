@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use tests::{firmware_or_skip, hostvmm};
+use tests::{armv7_firmware_or_skip, firmware_or_skip, hostvmm};
 
 const REGION_BYTES: usize = 8 << 20;
 const PAGE: usize = 4096;
@@ -150,21 +150,22 @@ fn a_replicator_that_dies_in_the_middle_is_followed_by_another() {
 
 #[test]
 fn our_own_replicator_does_the_same_and_prints_equal_checksums() {
-    let Some(firmware) = firmware_or_skip() else { return };
-    let files = Files::new();
-    let mut vmm = files.start_vmm(firmware, "300");
-    let replicate = Command::new(hostvmm())
-        .args(["replicate", "--interval-ms", "10", "--share"])
-        .arg(files.path("share"))
-        .arg("--bitmap-file")
-        .arg(files.path("bitmap"))
-        .arg("--dest")
-        .arg(files.path("dest"))
-        .output()
-        .unwrap();
-    assert!(replicate.status.success(), "{}", String::from_utf8_lossy(&replicate.stderr));
-    assert!(vmm.wait().unwrap().success());
-    files.assert_equal();
+    for firmware in [firmware_or_skip(), armv7_firmware_or_skip()].into_iter().flatten() {
+        let files = Files::new();
+        let mut vmm = files.start_vmm(firmware, "300");
+        let replicate = Command::new(hostvmm())
+            .args(["replicate", "--interval-ms", "10", "--share"])
+            .arg(files.path("share"))
+            .arg("--bitmap-file")
+            .arg(files.path("bitmap"))
+            .arg("--dest")
+            .arg(files.path("dest"))
+            .output()
+            .unwrap();
+        assert!(replicate.status.success(), "{}", String::from_utf8_lossy(&replicate.stderr));
+        assert!(vmm.wait().unwrap().success());
+        files.assert_equal();
+    }
 }
 
 #[test]

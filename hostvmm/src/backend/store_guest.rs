@@ -2,7 +2,7 @@
 //!
 //! It runs on any accelerator, without firmware, translation or caches.
 
-use abi::{Gpa, map};
+use abi::{Arch, Gpa, map};
 
 use super::{Exit, Vcpu, VmHandle};
 use crate::memory::GuestMemory;
@@ -16,6 +16,17 @@ use crate::memory::GuestMemory;
 /// 1:  b     1b
 /// ```
 const CODE: [u32; 6] = [0x3900_0001, 0x8b03_0000, 0xf100_0484, 0x54ff_ffa1, 0xb900_005f, 0x1400_0000];
+/// The same in A32:
+///
+/// ```text
+/// 0:  strb  r1, [r0]
+///     add   r0, r0, r3
+///     subs  r4, r4, #1
+///     bne   0b
+///     str   r4, [r2]      // zero by now; the doorbell
+/// 1:  b     1b
+/// ```
+const CODE_A32: [u32; 6] = [0xe5c0_1000, 0xe080_0003, 0xe254_4001, 0x1aff_fffb, 0xe582_4000, 0xeaff_fffe];
 const SPIN: u64 = map::RAM_BASE.raw() + 20;
 
 const REG_X0: u64 = 0x6030_0000_0010_0000;
@@ -27,9 +38,18 @@ pub(crate) struct StoreGuest {
 }
 
 impl StoreGuest {
-    /// Puts the code into `memory` and takes vCPU 0 of `vm`.
+    /// Puts the code into `memory` and takes vCPU 0 of `vm`, a machine of AArch64.
     pub(crate) fn load(vm: &VmHandle, memory: &GuestMemory) -> Self {
-        memory.write(map::RAM_BASE, &CODE.map(u32::to_le_bytes).concat()).unwrap();
+        Self::load_for(Arch::Aarch64, vm, memory)
+    }
+
+    /// As [`StoreGuest::load`], on a machine of `arch`.
+    pub(crate) fn load_for(arch: Arch, vm: &VmHandle, memory: &GuestMemory) -> Self {
+        let code = match arch {
+            Arch::Aarch64 => CODE,
+            Arch::Armv7 => CODE_A32,
+        };
+        memory.write(map::RAM_BASE, &code.map(u32::to_le_bytes).concat()).unwrap();
         Self { vcpu: vm.take_vcpu(0).unwrap() }
     }
 

@@ -8,12 +8,18 @@ use std::path::PathBuf;
 use abi::boot::{self, BootInfo, WORKLOAD_PARAMS};
 use abi::{Arch, Gpa, Granule, GuestRange, ShortPages, Tables, VaBits, map};
 
+use workload::Pattern;
+
 use crate::backend::{Accelerator, KvmLog};
 use crate::memory::{Backing, host_page_bytes};
 
 /// Bits of guest physical address that the machine has: KVM's default (`KVM_VM_TYPE_ARM_IPA_SIZE` 0 is 40 bits), which
 /// every arm64 host and the emulator support.
 pub const PHYSICAL_ADDRESS_BITS: u32 = 40;
+
+/// Above the devices: where an ARMv7 guest's room for mappings of the region begins, and how it aligns them.
+const ARMV7_ALIASES_START: u64 = 0x0c00_0000;
+const ARMV7_ALIAS_ALIGN: u64 = 2 << 20;
 
 /// Where virtual time comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -191,6 +197,19 @@ pub enum ConfigError {
         /// What was asked for.
         backing: Backing,
     },
+    /// A guest of 32 bits cannot map RAM and what it needs of the region.
+    #[error(
+        "an ARMv7 guest has no room in its 4 GiB of virtual addresses for RAM {ram} and {aliases} mapping(s) of the region's \
+         {region_bytes} bytes: make one of them smaller (--ram, --region-size), or use --arch aarch64"
+    )]
+    AliasRoom {
+        /// RAM.
+        ram: GuestRange,
+        /// Bytes of the region.
+        region_bytes: u64,
+        /// How many mappings of the region there must be.
+        aliases: usize,
+    },
     /// The region lies over RAM.
     #[error("the region {region} lies over RAM {ram}: choose another --region-base or none")]
     RegionOverRam {
@@ -297,6 +316,7 @@ impl MachineConfig {
         let unit_bytes = self.tables.granule().bytes().max(log_page_bytes);
         let ram = self.place_ram(unit_bytes)?;
         let region = self.place_region(ram, unit_bytes)?;
+        self.check_alias_room(ram, region)?;
         Ok(Layout { ram, region, log_page_bytes })
     }
 
@@ -366,6 +386,28 @@ impl MachineConfig {
             Some((device, window)) => Err(ConfigError::RegionOverDevice { region, device, window }),
             None => Ok(region),
         }
+    }
+
+    /// An ARMv7 guest maps devices and RAM at their physical addresses, and the region below and above RAM: once to be
+    /// written through, and once more to be executed where the plan writes code.
+    fn check_alias_room(&self, ram: GuestRange, region: GuestRange) -> Result<(), ConfigError> {
+        if self.tables.arch() == Arch::Aarch64 {
+            return Ok(());
+        }
+        let executes = [Pattern::Code, Pattern::Mixed].iter().any(|pattern| pattern.number() == self.pattern);
+        let aliases = 1 + usize::from(executes);
+        let mut rooms = [(ARMV7_ALIASES_START, map::RAM_BASE.raw()), (ram.end().raw(), 1 << 32)];
+        let within = region.start().raw() % ARMV7_ALIAS_ALIGN;
+        let mut take = || {
+            rooms.iter_mut().find_map(|(start, end)| {
+                let alias_end = start.next_multiple_of(ARMV7_ALIAS_ALIGN) + within + region.len_bytes();
+                (alias_end <= *end).then(|| *start = alias_end)
+            })
+        };
+        if (0..aliases).all(|_| take().is_some()) {
+            return Ok(());
+        }
+        Err(ConfigError::AliasRoom { ram, region_bytes: region.len_bytes(), aliases })
     }
 
     fn within_address_space(&self, what: &'static str, base: Gpa, size_bytes: u64) -> Result<GuestRange, ConfigError> {
@@ -512,6 +554,19 @@ mod tests {
         for backing in [Backing::Anonymous, Backing::Thp, Backing::Hugetlb { page_bytes: None }] {
             assert_eq!(with(backing), Err(ConfigError::SharedBacking { backing }));
         }
+    }
+
+    #[test]
+    fn an_armv7_guest_needs_room_for_its_mappings_of_the_region() {
+        let with = |ram_mib: u64, region_mib: u64, pattern: Pattern| {
+            let (ram_bytes, region_bytes) = (ram_mib << 20, region_mib << 20);
+            let pattern = pattern.number();
+            MachineConfig { tables: Tables::Lpae, ram_bytes, region_bytes, pattern, ..config() }.layout()
+        };
+        assert!(with(3072, 512, Pattern::Full).is_ok());
+        assert!(with(256, 1024, Pattern::Mixed).is_ok());
+        let error = with(3072, 512, Pattern::Mixed).unwrap_err();
+        assert!(matches!(error, ConfigError::AliasRoom { aliases: 2, .. }), "{error}");
     }
 
     #[test]

@@ -114,15 +114,12 @@ impl fmt::Display for GuestException {
         write!(f, "unexpected exception on vCPU {}: vector {vector:#05x} ", self.vcpu)?;
         match self.arch {
             Arch::Aarch64 => write!(f, "ESR {esr:#010x} (EC {:#04x}) FAR {far:#x} ELR ", esr >> 26 & 0x3f)?,
-            Arch::Armv7 => {
-                let ([dfsr, ifsr], [dfar, ifar]) = (halves(esr), halves(far));
-                write!(f, "DFSR {dfsr:#x} DFAR {dfar:#x} IFSR {ifsr:#x} IFAR {ifar:#x} PC ")?;
-            }
+            Arch::Armv7 => write!(f, "({}) FSR {esr:#x} FAR {far:#x} PC ", armv7_vector(vector))?,
         }
         writeln!(f, "{:#x} SPSR {:#x} SP {:#x}", report.elr.get(), report.spsr.get(), report.sp.get())?;
         let (letter, digits, registers) = match self.arch {
             Arch::Aarch64 => ('x', 18, &report.x[..]),
-            Arch::Armv7 => ('r', 10, &report.x[..16]),
+            Arch::Armv7 => ('r', 10, &report.x[..15]),
         };
         for (row, registers) in registers.chunks(4).enumerate() {
             for (column, value) in registers.iter().enumerate() {
@@ -137,9 +134,17 @@ impl fmt::Display for GuestException {
     }
 }
 
-/// The low and the high half of `word`.
-const fn halves(word: u64) -> [u32; 2] {
-    [word as u32, (word >> 32) as u32]
+/// What is taken at this offset of an ARMv7 vector table (DDI 0406 B1.8.1).
+const fn armv7_vector(offset: u64) -> &'static str {
+    match offset {
+        0x04 => "undefined instruction",
+        0x08 => "SVC",
+        0x0c => "prefetch abort",
+        0x10 => "data abort",
+        0x18 => "IRQ",
+        0x1c => "FIQ",
+        _ => "no such vector",
+    }
 }
 
 /// A control call that could not be done.
