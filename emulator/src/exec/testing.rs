@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use abi::Gpa;
 
-use crate::config::Config;
+use crate::config::{Config, ExecutionState};
 use crate::cpu::{Cpu, Stop};
 use crate::dirty::DirtyLog;
 use crate::exec;
@@ -33,9 +33,34 @@ pub(crate) struct Bench {
 impl Bench {
     /// A bench with `code` at [`BASE`].
     pub(crate) fn new(code: &[u32]) -> Self {
+        let mut bench = Self::reset(ExecutionState::Aarch64, code);
+        bench.map_flat();
+        bench.cpu.set_sp(1, BASE + 0x9000);
+        bench
+    }
+
+    /// A bench for A32: in Supervisor mode, with sections mapped flat, accessible from every mode. The vectors are at
+    /// [`VECTORS`], as for A64.
+    pub(crate) fn a32(code: &[u32]) -> Self {
+        let mut bench = Self::reset(ExecutionState::Aarch32, code);
+        // First-level table of 4096 words at the end of RAM: sections, Normal memory, full access, domain 0.
+        const TABLE: u64 = BASE + RAM_BYTES - 0x4000;
+        for section in 0..4096_u32 {
+            let descriptor = section << 20 | 1 << 12 | 3 << 10 | 3 << 2 | 2;
+            bench.write(TABLE + 4 * u64::from(section), &descriptor.to_le_bytes());
+        }
+        let sys = &mut bench.cpu.sys;
+        sys.ttbr[0] = TABLE;
+        sys.dacr = 1;
+        sys.sctlr |= 1;
+        bench.cpu.translation_changed();
+        bench
+    }
+
+    fn reset(execution_state: ExecutionState, code: &[u32]) -> Self {
         let pages = HostPages::new(RAM_BYTES);
         let slots = [pages.slot(BASE)];
-        let config = Config { vcpus: 2, ..Config::default() };
+        let config = Config { vcpus: 2, execution_state, ..Config::default() };
         let frames = config.gic_frames().expect("the default frames");
         // SAFETY: the pages live as long as the bench that owns both.
         let ram = unsafe { Ram::new(&slots) }.expect("one good slot");
@@ -43,10 +68,8 @@ impl Bench {
         dirty.start();
         let shared = Arc::new(Shared::new(config, ram, dirty, frames));
         let mut bench = Self { cpu: Cpu::new(0, Arc::clone(&shared)), shared, _pages: pages };
-        bench.map_flat();
         bench.code(code);
         bench.cpu.pc = BASE;
-        bench.cpu.set_sp(1, BASE + 0x9000);
         bench.cpu.sys.vbar = VECTORS;
         bench
     }

@@ -148,7 +148,7 @@ impl Random {
     }
 
     /// A value at which carries, signs, shifts and saturation may go wrong, or any.
-    fn operand(&mut self) -> u64 {
+    pub(crate) fn operand(&mut self) -> u64 {
         let any = self.next();
         match self.below(10) {
             0 => any & 0xff,

@@ -12,6 +12,8 @@ pub(super) mod multiply;
 pub(super) mod parallel;
 pub(super) mod simd;
 pub(super) mod system;
+#[cfg(test)]
+mod tests;
 
 use crate::cpu::Cpu;
 

@@ -44,7 +44,7 @@ pub(in crate::a32) fn long<const SIGNED: bool, const ADD: bool, const FLAGS: boo
     let result = if ADD { product.wrapping_add(long_result(cpu, op)) } else { product };
     set_long(cpu, op, result);
     if FLAGS {
-        cpu.pstate.nzcv = (result >> 63) as u8 * 8 | u8::from(result == 0) << 2 | cpu.pstate.nzcv & 3;
+        cpu.pstate.nzcv = ((result >> 63) as u8) << 3 | u8::from(result == 0) << 2 | cpu.pstate.nzcv & 3;
     }
     next(cpu, rest)
 }
@@ -91,7 +91,7 @@ pub(in crate::a32) fn halfword_long(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow
 
 /// SMULWy and SMLAWy: the upper 32 of 48 bits.
 pub(in crate::a32) fn word_by_halfword<const ADD: bool>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
-    let product = i64::from(reg(cpu, op.rn) as i32) * half(reg(cpu, op.rm), op.aux & 2 != 0) >> 16;
+    let product = (i64::from(reg(cpu, op.rn) as i32) * half(reg(cpu, op.rm), op.aux & 2 != 0)) >> 16;
     if ADD {
         accumulate(cpu, op, product);
     } else {

@@ -83,8 +83,8 @@ fn clashes(insn: Insn) -> bool {
 /// LDR, STR, LDRB, STRB, LDRT, STRT, LDRBT, STRBT.
 pub(in crate::a32) fn single(insn: Insn) -> Lowered {
     let (byte, load, by_register) = (insn.bit(22), insn.bit(20), insn.bit(25));
-    let pc_allowed = !byte && !(load && matches!(indexing(insn), Indexing::Unprivileged));
-    if clashes(insn) || insn.uses_pc(&[12]) && !pc_allowed || by_register && insn.uses_pc(&[0]) {
+    let pc_refused = byte || load && matches!(indexing(insn), Indexing::Unprivileged);
+    if clashes(insn) || insn.uses_pc(&[12]) && pc_refused || by_register && insn.uses_pc(&[0]) {
         return Lowered::Reserved;
     }
     let (kind, amount, offset) = (insn.field(5, 2), insn.field(7, 5), insn.field(0, 12));

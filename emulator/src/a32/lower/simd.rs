@@ -175,9 +175,8 @@ pub(in crate::a32) fn general_to_scalar(insn: Insn) -> Lowered {
 pub(in crate::a32) fn scalar_to_general(insn: Insn) -> Lowered {
     let unsigned = insn.bit(23);
     match element(insn) {
-        Some((size, index)) if !insn.uses_pc(&[12]) && !(size == 2 && unsigned) => {
-            scalar(insn, double(insn, 7, 16), size, index, true, !unsigned)
-        }
+        Some((2, _)) if unsigned => Lowered::Reserved,
+        Some((size, index)) if !insn.uses_pc(&[12]) => scalar(insn, double(insn, 7, 16), size, index, true, !unsigned),
         _ => Lowered::Reserved,
     }
 }

@@ -1,9 +1,11 @@
-//! Records `tests/vectors/a64.bin`, and shows single blocks of it in full. `tests/oracle/README.md` says how to use it.
+//! Records `tests/vectors/a64.bin` and `a32.bin`, and shows single blocks of them in full. `tests/oracle/README.md` says how to
+//! use it.
 //!
 //! Words are drawn from every definition of the decoder that the emulator implements, reserved variants included; what is
 //! CONSTRAINED UNPREDICTABLE is left out, and what it does is the oracle's word alone.
 
-#[path = "../tests/oracle/mod.rs"]
+mod a32;
+#[path = "../../tests/oracle/mod.rs"]
 mod oracle;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +17,7 @@ use std::thread;
 use disarm64::{InsnOpcode, decoder};
 use oracle::file::{MAGIC, VERSION, Vectors};
 use oracle::replay::Replayer;
-use oracle::state::{CODE, Outcome, Random, State, WINDOW, WINDOW_BYTES, code, inputs};
+use oracle::state::{CODE, Digest, Outcome, Random, State, WINDOW, WINDOW_BYTES, code, inputs};
 
 /// Words of each definition.
 const WORDS_PER_DEFINITION: usize = 260;
@@ -27,15 +29,20 @@ const SEQUENCE_WORDS: usize = 8;
 /// Words tried in search of definitions.
 const DISCOVERY_WORDS: usize = 120_000_000;
 
-const USAGE: &str = "usage: record_vectors record HARNESS FILE [SEED] | record_vectors show HARNESS FILE BLOCK";
+const USAGE: &str = "usage: record_vectors record|record-a32 HARNESS FILE [SEED] | show|show-a32 HARNESS FILE BLOCK";
+/// The seed of the files.
+const SEED: u64 = 0x7469_6465;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        ["record", harness, file] => record(harness, file, 0x7469_6465),
+        ["record", harness, file] => record(harness, file, SEED),
         ["record", harness, file, seed] => record(harness, file, seed.parse()?),
         ["show", harness, file, block] => show(harness, file, block.parse()?),
+        ["record-a32", harness, file] => a32::record(harness, file, SEED),
+        ["record-a32", harness, file, seed] => a32::record(harness, file, seed.parse()?),
+        ["show-a32", harness, file, block] => a32::show(harness, file, block.parse()?),
         _ => Err(USAGE.into()),
     }
 }
@@ -58,24 +65,31 @@ fn record(harness: &str, file: &str, seed: u64) -> Result<(), Box<dyn Error>> {
     let inputs: Vec<State> = blocks.iter().enumerate().map(|(index, words)| inputs(seed, index, words)).collect();
     let outputs = execute(harness, &code(blocks.iter().copied()), &inputs)?;
 
+    let digests: Vec<_> = outputs.iter().map(State::digest).collect();
+    write_file(file, seed, &sections, &digests)?;
+    report(&blocks, &inputs, &outputs);
+    Ok(())
+}
+
+/// Writes the file of `sections` of blocks, whose outputs have `digests`.
+fn write_file(file: &str, seed: u64, sections: &[Vec<Vec<u32>>], digests: &[Digest]) -> Result<(), Box<dyn Error>> {
     let mut bytes = MAGIC.to_vec();
     bytes.extend(VERSION.to_le_bytes());
     bytes.extend((sections.len() as u32).to_le_bytes());
     bytes.extend(seed.to_le_bytes());
-    let mut digests = outputs.iter().map(State::digest);
-    for section in &sections {
+    let mut left = digests.iter();
+    for section in sections {
         bytes.extend((section[0].len() as u32).to_le_bytes());
         bytes.extend((section.len() as u32).to_le_bytes());
         for words in section {
-            let digest = digests.next().ok_or("the oracle stopped early")?;
+            let digest = left.next().ok_or("the oracle stopped early")?;
             for &value in words.iter().chain([&digest.general, &digest.vectors, &digest.window]) {
                 bytes.extend(value.to_le_bytes());
             }
         }
     }
     std::fs::write(file, &bytes)?;
-    println!("{} blocks, {} bytes", blocks.len(), bytes.len());
-    report(&blocks, &inputs, &outputs);
+    println!("{} blocks, {} bytes", digests.len(), bytes.len());
     Ok(())
 }
 
@@ -277,38 +291,64 @@ fn exclusive_pair(random: &mut Random) -> Vec<u32> {
     }
 }
 
+/// Another implementation in user mode: QEMU for an architecture, as a model of CPU, running a harness.
+struct Oracle<'a> {
+    program: &'a str,
+    cpu: &'a str,
+    harness: &'a str,
+}
+
+impl Oracle<'_> {
+    /// Sends `header`, `code` and the inputs; returns as many outputs, each of `state_bytes`.
+    fn execute(
+        &self,
+        header: &[u8],
+        code: &[u8],
+        inputs: impl ExactSizeIterator<Item = Vec<u8>> + Send,
+        state_bytes: usize,
+    ) -> Result<Vec<Vec<u8>>, Box<dyn Error>> {
+        let mut child = Command::new(self.program)
+            .args(["-cpu", self.cpu, self.harness])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let (Some(mut to), Some(mut from)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err("no pipes".into());
+        };
+        let expected = inputs.len();
+        let outputs = thread::scope(|scope| {
+            let feeder = scope.spawn(move || {
+                to.write_all(header)?;
+                to.write_all(code)?;
+                inputs.into_iter().try_for_each(|state| to.write_all(&state))
+            });
+            let mut outputs = Vec::with_capacity(expected);
+            let mut bytes = vec![0; state_bytes];
+            while outputs.len() < expected && from.read_exact(&mut bytes).is_ok() {
+                outputs.push(bytes.clone());
+            }
+            feeder.join().map(|fed| fed.map(|()| outputs))
+        });
+        let outputs = outputs.map_err(|_| "the feeding thread panicked")??;
+        let status = child.wait()?;
+        if outputs.len() != expected {
+            return Err(format!("the oracle ended after {} blocks: {status}", outputs.len()).into());
+        }
+        Ok(outputs)
+    }
+}
+
 /// Executes blocks under the oracle.
 fn execute(harness: &str, code: &[u8], inputs: &[State]) -> Result<Vec<State>, Box<dyn Error>> {
-    let mut child = Command::new("qemu-aarch64")
-        .args(["-cpu", "cortex-a76", harness])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let (Some(mut to), Some(mut from)) = (child.stdin.take(), child.stdout.take()) else {
-        return Err("no pipes".into());
-    };
     let header = [CODE, code.len() as u64, WINDOW, WINDOW_BYTES as u64, inputs.len() as u64];
-    let outputs = thread::scope(|scope| {
-        let feeder = scope.spawn(move || {
-            for value in header {
-                to.write_all(&value.to_le_bytes())?;
-            }
-            to.write_all(code)?;
-            inputs.iter().try_for_each(|state| to.write_all(&state.to_bytes()))
-        });
-        let mut outputs = Vec::with_capacity(inputs.len());
-        let mut bytes = vec![0; State::BYTES];
-        while outputs.len() < inputs.len() && from.read_exact(&mut bytes).is_ok() {
-            outputs.push(parse(&bytes));
-        }
-        feeder.join().map(|fed| fed.map(|()| outputs))
-    });
-    let outputs = outputs.map_err(|_| "the feeding thread panicked")??;
-    let status = child.wait()?;
-    if outputs.len() != inputs.len() {
-        return Err(format!("the oracle ended after {} blocks: {status}", outputs.len()).into());
-    }
-    Ok(outputs)
+    let oracle = Oracle { program: "qemu-aarch64", cpu: "cortex-a76", harness };
+    let outputs = oracle.execute(
+        &header.map(u64::to_le_bytes).concat(),
+        code,
+        inputs.iter().map(State::to_bytes),
+        State::BYTES,
+    )?;
+    Ok(outputs.iter().map(|bytes| parse(bytes)).collect())
 }
 
 /// The inverse of `State::to_bytes`.
