@@ -11,6 +11,8 @@ use std::thread;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::batch;
+use crate::bench;
 use crate::cache::{Cache, Item};
 use crate::cross::{self, Programs};
 use crate::error::Error;
@@ -20,6 +22,7 @@ use crate::matrix;
 use crate::progress::Progress;
 use crate::qemu::{Clock, CpuModel, Machine};
 use crate::run;
+use crate::selftest;
 
 /// An arm64 Linux with a real /dev/kvm, to run hostvmm in.
 #[derive(Debug, Parser)]
@@ -57,6 +60,12 @@ enum Action {
     #[command(after_help = "Exit status: 0 what ran has passed, 1 a cell failed, 4 nothing could be run.\n\nExample: \
                             scripts/lab matrix --original --json matrix.json")]
     Matrix(matrix::Options),
+    /// Measure what KVM's dirty log costs through hostvmm, beside the kernel's own dirty_log_perf_test, by the instruction clock.
+    #[command(after_help = "Exit status: 0 what is required is met, 1 it is not.\n\nExample: scripts/bench kvm")]
+    Bench {
+        #[command(flatten)]
+        machine: MachineOptions,
+    },
     /// Boot into a shell; `exit` or Ctrl-A x ends it.
     Shell {
         #[command(flatten)]
@@ -156,6 +165,7 @@ fn act(checkout: &Path, action: Action) -> Result<u8, Error> {
             }
             ended => ended,
         },
+        Action::Bench { machine } => measure(checkout, MachineOptions { clock: Clock::Icount, ..machine }),
         Action::Shell { machine } => {
             let work = work_directory()?;
             let machine = prepare(checkout, &machine, &[], &[], work.path())?;
@@ -183,6 +193,23 @@ fn bring(checkout: &Path, cache: &Cache, options: &MachineOptions, progress: Pro
         kernel.join().expect("fetching does not panic")?;
         programs
     })
+}
+
+/// Runs the benchmark's programs in one boot and prints how they compare.
+fn measure(checkout: &Path, options: MachineOptions) -> Result<u8, Error> {
+    let cache = Cache::open(&checkout.join(".tidemark/lab"))?;
+    let (source, selftest) = selftest::dirty_log_perf_test(&cache, options.progress())?;
+    let (work, results) = (work_directory()?, work_directory()?);
+    let jobs = bench::jobs();
+    let command = ["sh", "-c", &batch::script(&jobs)].map(OsString::from);
+    let machine = prepare(checkout, &options, &[selftest], &command, work.path())?;
+    let seconds = jobs.iter().map(|job| job.seconds).sum();
+    let mut sinks = [io::sink(), io::sink()];
+    let [stdout, stderr] = sinks.each_mut().map(|sink| sink as &mut dyn io::Write);
+    run::run(&machine, work.path(), Some(results.path()), seconds, [stdout, stderr])?;
+    let (table, met) = bench::judge(results.path(), &format!("{} {}", source.package, source.version))?;
+    print!("{table}");
+    Ok(u8::from(!met))
 }
 
 /// Brings kernel and programs, and packs them with the command.

@@ -63,6 +63,12 @@ pub enum Error {
         /// What it is instead, or why it cannot be read.
         why: String,
     },
+    /// A benchmark's results are not whole.
+    #[error("the benchmark has no result: {what}")]
+    Bench {
+        /// What is missing or wrong.
+        what: String,
+    },
     /// A file of the cache is not what was put there.
     #[error("{path} is not the file that was recorded: run `scripts/lab {remedy}` again")]
     Changed {

@@ -270,7 +270,11 @@ pub(crate) fn build(
 }
 
 /// A kernel's source as an archive in the cache: the kernels of one checkout are built from one version.
-fn source(cache: &Cache, configuration: Configuration, progress: Progress) -> Result<(Item, PathBuf), Error> {
+pub(crate) fn source(
+    cache: &Cache,
+    configuration: Configuration,
+    progress: Progress,
+) -> Result<(Item, PathBuf), Error> {
     let package = configuration.source();
     let _making = cache.maker(package)?;
     if let Some(found) = source_in_cache(cache, configuration) {
@@ -323,7 +327,7 @@ fn put(cache: &Cache, name: &str, from: &Unpacked, files: &[(String, PathBuf)]) 
 }
 
 /// On the cache's own disk: a kernel's source tree is too large for a /tmp in memory.
-fn work_directory(cache: &Cache) -> Result<tempfile::TempDir, Error> {
+pub(crate) fn work_directory(cache: &Cache) -> Result<tempfile::TempDir, Error> {
     let directory = cache.directory();
     tempfile::Builder::new().prefix("work-").tempdir_in(directory).map_err(Error::file("write to", directory))
 }
