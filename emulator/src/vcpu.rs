@@ -72,6 +72,22 @@ impl Vcpu {
         self.index
     }
 
+    /// Completes an answered MMIO access without executing more, and resets a vCPU that PSCI has just turned on, so that
+    /// the registers are those between two instructions. What completing the access led to instead, if it did: the next
+    /// exit.
+    pub fn settle(&mut self) -> Option<Exit> {
+        if matches!(self.doing, Doing::Mmio | Doing::Hvc) || !self.is_on() || self.cpu.mmio.reply.is_none() {
+            return None;
+        }
+        let start = self.cpu.retired;
+        self.cpu.timers.synchronise(&self.shared.clock, start);
+        let exit = self.begin();
+        if self.shared.clock.mode() != ClockMode::Wall {
+            self.shared.clock.advance(self.cpu.retired - start);
+        }
+        exit
+    }
+
     /// The registers. In icount mode the counter they are read with is that of the whole machine.
     pub fn cpu(&mut self) -> &mut Cpu {
         self.cpu.timers.synchronise(&self.shared.clock, self.cpu.retired);

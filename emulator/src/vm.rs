@@ -9,7 +9,7 @@ use abi::Gpa;
 
 use crate::config::{Config, ConfigError, RamSlot};
 use crate::dirty::{DirtyLog, HarvestError};
-use crate::gic::{GicError, GicState};
+use crate::gic::{Gic, GicError, GicState};
 use crate::ram::Ram;
 use crate::safepoint::Work;
 use crate::shared::Shared;
@@ -145,6 +145,11 @@ impl Machine {
     /// [`GicError::Shape`].
     pub fn set_gic_state(&self, state: &GicState) -> Result<(), GicError> {
         self.shared.gic.restore(state)
+    }
+
+    /// The interrupt controller, whose state goes by KVM's device attributes.
+    pub fn gic(&self) -> &Gic {
+        &self.shared.gic
     }
 
     /// Names of what the guest has tried that exists in the architecture but not here; it took each as UNDEFINED.

@@ -20,8 +20,8 @@ pub(super) enum Frame {
 const GICD_CTLR_FIXED: u32 = 1 << 6 | 1 << 4;
 /// GICD_TYPER: No1N, ten INTID bits, and the number of 32-INTID blocks less one.
 const GICD_TYPER: u32 = 1 << 25 | 9 << 19 | (INTIDS as u32 / 32 - 1);
-/// Implementer Arm, as KVM shows it.
-const IIDR: u32 = 0x4b00_043b;
+/// Product KVM, revision 2 (KVM's of GICR_CTLR without LPIs), implementer Arm, so that KVM takes it for its own.
+const IIDR: u32 = 0x4b00_243b;
 /// GICv3.
 const PIDR2: u32 = 0x3b;
 const ID_PIDR2: u64 = 0xffe8;

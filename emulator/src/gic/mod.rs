@@ -3,7 +3,8 @@
 //! [`Gic`] is the whole controller behind one lock; [`Gic::irq_pending`] alone is lock-free, for the run loop asks it
 //! often. Every change recomputes the interrupt lines it can have moved and, where a line rises, raises the vCPU's
 //! [`signal::INTERRUPT`]. `state` holds the plain state and its rules ([`GicState`] is also the snapshot), `mmio` the
-//! distributor's and redistributors' registers, `interface` the `ICC_*` system registers.
+//! distributor's and redistributors' registers, `interface` the `ICC_*` system registers, `attributes` all of them by
+//! KVM's device attributes, as state.
 //!
 //! All interrupts are in group 1: `GICD_IGROUPR` and `GICR_IGROUPR0` read as ones and ignore writes, group 0 cannot be
 //! enabled and never has anything pending. Priorities have five bits, as on most hardware under KVM. 1-of-N routing is
@@ -11,6 +12,7 @@
 //!
 //! Neighbours: `timer` and the PMU drive PPIs, the host drives SPIs through `Machine::set_spi`, `sysreg` forwards `ICC_*`.
 
+mod attributes;
 mod interface;
 mod mmio;
 mod state;
@@ -44,6 +46,26 @@ pub enum GicError {
         found: usize,
         /// INTIDs in the snapshot.
         intids: usize,
+    },
+    /// No such register (KVM: ENXIO, EINVAL).
+    #[error("there is no GIC register {attr:#x} in group {group}")]
+    NoAttribute {
+        /// Group of device attributes.
+        group: u32,
+        /// Attribute in it.
+        attr: u64,
+    },
+    /// A value that the register cannot have (KVM: EINVAL).
+    #[error("GIC register {attr:#x} of group {group} is {now:#x} and cannot become {given:#x}")]
+    AttributeValue {
+        /// Group of device attributes.
+        group: u32,
+        /// Attribute in it.
+        attr: u64,
+        /// Its value.
+        now: u64,
+        /// The value given.
+        given: u64,
     },
 }
 
@@ -155,6 +177,27 @@ impl Gic {
             return Err(GicError::Shape { expected: state.private.len(), found, intids });
         }
         state.clone_from(saved);
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        self.publish(&state);
+        Ok(())
+    }
+
+    /// Reads the register that KVM_GET_DEVICE_ATTR names by `group` and `attr`.
+    ///
+    /// # Errors
+    /// [`GicError::NoAttribute`].
+    pub fn attribute(&self, group: u32, attr: u64) -> Result<u64, GicError> {
+        self.lock().attribute(group, attr)
+    }
+
+    /// Replaces what the register has that KVM_SET_DEVICE_ATTR names by `group` and `attr`. The vCPUs should be outside
+    /// their run loops.
+    ///
+    /// # Errors
+    /// [`GicError::NoAttribute`], [`GicError::AttributeValue`]; nothing was changed.
+    pub fn set_attribute(&self, group: u32, attr: u64, value: u64) -> Result<(), GicError> {
+        let mut state = self.lock();
+        state.set_attribute(group, attr, value)?;
         self.generation.fetch_add(1, Ordering::Relaxed);
         self.publish(&state);
         Ok(())

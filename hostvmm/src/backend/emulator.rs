@@ -10,14 +10,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use abi::{Arch, GuestRange};
 use emulator::config::{ClockMode, Config, ExecutionState, RamSlot};
 use emulator::exit::Exit as EmulatorExit;
+use emulator::psci::PowerState;
 use emulator::vm::Machine;
 
-use super::{Accelerator, BackendError, Exit, PlantedFault, Vcpu, Vm, boot};
+use super::gic_state::{self, GicKey, GicState};
+use super::{Accelerator, BackendError, Exit, PlantedFault, Vcpu, VcpuDump, Vm, boot};
 use crate::machine::{Clock, Layout, MachineConfig, Start};
 use crate::memory::{GuestMemory, SlotId};
 
 /// Guest nanoseconds per instruction with the instruction clock: a 1 GHz machine that retires one a cycle.
 const NS_PER_INSTRUCTION: u32 = 1;
+
+/// Priority bits of the emulator's GIC.
+const GIC_PRIORITY_BITS: u32 = 5;
+
+fn gic_error(key: GicKey, error: &emulator::gic::GicError) -> BackendError {
+    BackendError::Gic { accelerator: Accelerator::Emulator, key, reason: error.to_string() }
+}
 
 /// A machine of the embedded emulator.
 pub struct EmulatorVm {
@@ -62,6 +71,10 @@ impl EmulatorVm {
         Ok(Self { machine, memory: memory.clone(), start, logging: AtomicBool::new(false) })
     }
 
+    fn gic_keys(&self) -> impl Iterator<Item = GicKey> {
+        gic_state::keys(self.machine.config().vcpus, GIC_PRIORITY_BITS)
+    }
+
     fn dirty_log_error(reason: impl Into<String>) -> BackendError {
         BackendError::DirtyLog { accelerator: Accelerator::Emulator, reason: reason.into() }
     }
@@ -78,7 +91,9 @@ impl Vm for EmulatorVm {
             vcpu,
             icount: matches!(self.machine.config().clock, ClockMode::Icount { .. }),
             unanswered_write: false,
-            _memory: self.memory.clone(),
+            found: None,
+            arch: self.start.arch,
+            memory: self.memory.clone(),
         };
         if index == 0 {
             for (register, value) in boot::registers(self.start) {
@@ -95,6 +110,21 @@ impl Vm for EmulatorVm {
     fn set_irq_line(&self, intid: u32, level: bool) {
         // The PL011's line is the only one and is an SPI; the emulator refuses others.
         let _ = self.machine.set_spi(intid, level);
+    }
+
+    fn save_gic(&self) -> Result<GicState, BackendError> {
+        let gic = self.machine.gic();
+        let value = |key: GicKey| gic.attribute(key.group, key.attr).map_err(|error| gic_error(key, &error));
+        let registers = self.gic_keys().map(|key| Ok((key, value(key)?))).collect::<Result<_, _>>()?;
+        Ok(GicState { registers })
+    }
+
+    fn restore_gic(&self, state: &GicState) -> Result<(), BackendError> {
+        state.check_shape(Accelerator::Emulator, self.gic_keys())?;
+        let gic = self.machine.gic();
+        state.registers.iter().try_for_each(|(key, value)| {
+            gic.set_attribute(key.group, key.attr, *value).map_err(|error| gic_error(*key, &error))
+        })
     }
 
     fn mark_dirty(&self, range: GuestRange) {
@@ -163,11 +193,30 @@ struct EmulatorVcpu {
     icount: bool,
     /// The last exit was a store, which the emulator wants acknowledged before it goes on.
     unanswered_write: bool,
+    arch: Arch,
+    /// What completing an access before its state was read has led to: the next run's exit.
+    found: Option<EmulatorExit>,
     /// The vCPU holds pointers into it.
-    _memory: GuestMemory,
+    memory: GuestMemory,
 }
 
 impl EmulatorVcpu {
+    /// Completes an access that was answered, as KVM does before state is read or written.
+    fn settle(&mut self) -> &mut emulator::vcpu::Vcpu {
+        if std::mem::take(&mut self.unanswered_write) {
+            self.vcpu.complete_mmio(0);
+        }
+        if self.found.is_none() {
+            self.found = self.vcpu.settle();
+        }
+        &mut self.vcpu
+    }
+
+    fn stopped(&mut self, reason: String) -> BackendError {
+        let dump = VcpuDump::new(self.arch, &self.memory, |id| self.vcpu.get_reg(id).ok().map(|value| value as u64));
+        BackendError::Run { vcpu: self.vcpu.index(), reason, dump: Box::new(dump) }
+    }
+
     fn register_error(&self, register: u64, reason: String) -> BackendError {
         BackendError::Register { vcpu: self.vcpu.index(), accelerator: Accelerator::Emulator, register, reason }
     }
@@ -183,6 +232,7 @@ impl Vcpu for EmulatorVcpu {
             self.vcpu.complete_mmio(0);
         }
         let exit = match (budget, self.icount) {
+            _ if self.found.is_some() => self.found.take().unwrap_or(EmulatorExit::Kicked),
             (Some(instructions), true) => self.vcpu.run_for(instructions),
             (None, false) => self.vcpu.run(),
             (Some(_), false) => {
@@ -208,7 +258,7 @@ impl Vcpu for EmulatorVcpu {
             EmulatorExit::SystemReset => Exit::SystemReset,
             EmulatorExit::CpuOff => Exit::CpuOff,
             EmulatorExit::Error(error) => {
-                return Err(BackendError::Run { vcpu: self.vcpu.index(), reason: error.to_string() });
+                return Err(self.stopped(error.to_string()));
             }
         })
     }
@@ -221,13 +271,26 @@ impl Vcpu for EmulatorVcpu {
         self.vcpu.complete_hvc(results);
     }
 
+    fn reg_list(&mut self) -> Result<Vec<u64>, BackendError> {
+        self.settle();
+        Ok(emulator::vcpu::Vcpu::reg_ids())
+    }
+
     fn get_reg(&mut self, register: u64) -> Result<u128, BackendError> {
-        emulator::regs::get(self.vcpu.cpu(), register).map_err(|error| self.register_error(register, error.to_string()))
+        self.settle().get_reg(register).map_err(|error| self.register_error(register, error.to_string()))
     }
 
     fn set_reg(&mut self, register: u64, value: u128) -> Result<(), BackendError> {
-        emulator::regs::set(self.vcpu.cpu(), register, value)
-            .map_err(|error| self.register_error(register, error.to_string()))
+        self.settle().set_reg(register, value).map_err(|error| self.register_error(register, error.to_string()))
+    }
+
+    fn is_on(&mut self) -> Result<bool, BackendError> {
+        Ok(self.settle().power() != PowerState::Off)
+    }
+
+    fn set_on(&mut self, on: bool) -> Result<(), BackendError> {
+        self.settle().set_power(if on { PowerState::On } else { PowerState::Off });
+        Ok(())
     }
 
     fn instructions(&self) -> Option<u64> {

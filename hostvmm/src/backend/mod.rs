@@ -9,6 +9,10 @@
 //!   doorbell are exits;
 //! - [`Vm::kick`] is sticky (`immediate_exit` and a signal on KVM): the vCPU's current or next `run` returns
 //!   [`Exit::Kicked`];
+//! - an access that was answered is complete before state is read or written: [`Vcpu::get_reg`] and its kind see the vCPU
+//!   between two instructions;
+//! - a machine's state is its memory, each vCPU's registers ([`Vcpu::reg_list`]) and power ([`Vcpu::is_on`]), and its GIC
+//!   ([`Vm::save_gic`]), all by KVM's keys, so that it moves between accelerators;
 //! - a dirty log is harvested by slot, in bits of [`Vm::log_page_bytes`];
 //! - what only an emulator can do (instruction budgets, virtual time that stands still) is an `Option` or an error
 //!   by name, not a second trait.
@@ -18,12 +22,20 @@
 mod boot;
 #[cfg(test)]
 mod conformance;
+mod dump;
 pub mod emulator;
+mod gic_state;
 #[cfg(target_arch = "aarch64")]
 mod kvm;
 #[cfg(not(target_arch = "aarch64"))]
 #[path = "no_kvm.rs"]
 mod kvm;
+#[cfg(any(target_arch = "aarch64", test))]
+mod kvm_run;
+#[cfg(test)]
+mod state_conformance;
+#[cfg(test)]
+mod state_guest;
 #[cfg(test)]
 pub(crate) mod store_guest;
 
@@ -33,6 +45,8 @@ use std::time::Duration;
 
 use abi::{Arch, Gpa, GuestRange};
 
+pub use self::dump::VcpuDump;
+pub use self::gic_state::{GicKey, GicState};
 use crate::machine::{BuildError, Layout, MachineConfig, Start};
 use crate::memory::{GuestMemory, Size, SlotId};
 
@@ -87,6 +101,24 @@ pub enum Unavailable {
     NoVm {
         /// Why.
         reason: String,
+    },
+    /// KVM takes fewer vCPUs a machine.
+    #[error("kvm: this host's KVM takes {most} vCPUs a machine, not {vcpus}; use --vcpus {most} or --accel emulator")]
+    Vcpus {
+        /// How many were asked for.
+        vcpus: usize,
+        /// How many it takes (KVM_CAP_MAX_VCPUS).
+        most: usize,
+    },
+    /// The host's CPU has fewer bits of guest physical address.
+    #[error(
+        "kvm: the memory at {range} reaches past this host's {bits} bits of guest address (KVM_CAP_ARM_VM_IPA_SIZE); use less memory, a lower --region-base, or --accel emulator"
+    )]
+    AddressBits {
+        /// RAM or region.
+        range: GuestRange,
+        /// The host's bits.
+        bits: u32,
     },
     /// KVM is there but lacks something.
     #[error("kvm: this host's KVM has no {what}; use {instead}")]
@@ -235,13 +267,35 @@ pub enum BackendError {
         /// In its own words.
         reason: String,
     },
+    /// A vCPU's state could not be had as a whole.
+    #[error("vCPU {vcpu}: the {accelerator} does not give its state: {reason}")]
+    State {
+        /// Which vCPU.
+        vcpu: usize,
+        /// Which.
+        accelerator: Accelerator,
+        /// In its own words.
+        reason: String,
+    },
+    /// A register of the GIC's could not be read or written.
+    #[error("the {accelerator} refuses GIC register {attr:#x} of group {group}: {reason}", attr = key.attr, group = key.group)]
+    Gic {
+        /// Which.
+        accelerator: Accelerator,
+        /// The register.
+        key: GicKey,
+        /// In its own words.
+        reason: String,
+    },
     /// The vCPU cannot be run on.
-    #[error("vCPU {vcpu} stopped: {reason}")]
+    #[error("vCPU {vcpu} stopped: {reason}{dump}")]
     Run {
         /// Which vCPU.
         vcpu: usize,
         /// In the accelerator's words.
         reason: String,
+        /// The memslots, and its registers as far as they could be read.
+        dump: Box<VcpuDump>,
     },
     /// The accelerator cannot do this at all.
     #[error("the {accelerator} cannot {what}")]
@@ -333,6 +387,11 @@ pub enum PlantedFault {
     },
 }
 
+/// Bytes of the register of KVM id `register`, from the id alone: KVM_REG_SIZE, bits 55:52, is their logarithm.
+pub const fn register_bytes(register: u64) -> usize {
+    1 << (register >> 52 & 0xf)
+}
+
 /// A virtual machine: everything that is shared by its vCPUs.
 pub trait Vm: Send + Sync {
     /// What executes it.
@@ -346,6 +405,19 @@ pub trait Vm: Send + Sync {
 
     /// Sets the level of the interrupt line `intid` (an SPI, 32 and up).
     fn set_irq_line(&self, intid: u32, level: bool);
+
+    /// The state of the interrupt controller. No vCPU may be inside its `run`.
+    ///
+    /// # Errors
+    /// [`BackendError::Gic`]; on KVM EBUSY where a vCPU runs.
+    fn save_gic(&self) -> Result<GicState, BackendError>;
+
+    /// Replaces the state of the interrupt controller by that of a machine with as many vCPUs. No vCPU may be inside its
+    /// `run`. To be followed by the vCPUs' registers, whose timers drive lines of the controller.
+    ///
+    /// # Errors
+    /// [`BackendError::Gic`]. A state of another shape has changed nothing; a refused value leaves those before it changed.
+    fn restore_gic(&self, state: &GicState) -> Result<(), BackendError>;
 
     /// Tells a running dirty log that the host wrote `range`.
     fn mark_dirty(&self, range: GuestRange);
@@ -429,10 +501,18 @@ pub trait Vcpu: Send {
     /// x0 to x3 (r0 to r3) after the HVC of the last [`Exit::Hvc`].
     fn complete_hvc(&mut self, results: [u64; 4]);
 
-    /// Reads the register of KVM id `register`, little-endian, as many bytes as its id says.
+    /// The KVM ids of every register that is state or identification, each once.
     ///
     /// # Errors
-    /// [`BackendError::Register`] where there is none.
+    /// [`BackendError::State`] in the accelerator's words.
+    fn reg_list(&mut self) -> Result<Vec<u64>, BackendError>;
+
+    /// Reads the register of KVM id `register`, little-endian, as many bytes as its id says ([`register_bytes`]).
+    ///
+    /// 16 bytes hold every register of the vCPUs made here: only SVE has wider ones, on vCPUs that ask for it.
+    ///
+    /// # Errors
+    /// [`BackendError::Register`] where there is none, or it is wider than 16 bytes.
     fn get_reg(&mut self, register: u64) -> Result<u128, BackendError>;
 
     /// Writes the register of KVM id `register`.
@@ -440,6 +520,18 @@ pub trait Vcpu: Send {
     /// # Errors
     /// [`BackendError::Register`] where there is none or it refuses the value.
     fn set_reg(&mut self, register: u64, value: u128) -> Result<(), BackendError>;
+
+    /// Whether the vCPU is on, as PSCI has it. Not among the registers.
+    ///
+    /// # Errors
+    /// [`BackendError::State`] in the accelerator's words.
+    fn is_on(&mut self) -> Result<bool, BackendError>;
+
+    /// Turns the vCPU on or off without PSCI, its registers unchanged: to restore a saved machine.
+    ///
+    /// # Errors
+    /// [`BackendError::State`] in the accelerator's words.
+    fn set_on(&mut self, on: bool) -> Result<(), BackendError>;
 
     /// Instructions retired so far, where the accelerator counts them.
     fn instructions(&self) -> Option<u64>;

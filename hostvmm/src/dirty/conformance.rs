@@ -10,7 +10,7 @@ use super::{
     AcceleratorLog, DirtyLog, DirtyLogError, DirtyLogKind, FirstHarvest, PageBitmap, PagemapScanLog, SeveralLogs,
 };
 use crate::backend::store_guest::StoreGuest;
-use crate::backend::{Accelerator, BackendError, PlantedFault, Vcpu, Vm, VmHandle, open, why_no_kvm_log};
+use crate::backend::{Accelerator, BackendError, GicState, PlantedFault, Vcpu, Vm, VmHandle, open, why_no_kvm_log};
 use crate::machine::{MachineConfig, Start};
 use crate::memory::{Backing, GuestMemory, MemoryError, SlotId, host_page_bytes};
 
@@ -31,6 +31,12 @@ impl Vm for LogOnly {
     }
     fn kick(&self, _: usize) {}
     fn set_irq_line(&self, _: u32, _: bool) {}
+    fn save_gic(&self) -> Result<GicState, BackendError> {
+        unreachable!("the suite saves nothing")
+    }
+    fn restore_gic(&self, _: &GicState) -> Result<(), BackendError> {
+        unreachable!("the suite restores nothing")
+    }
     fn mark_dirty(&self, range: GuestRange) {
         self.log.mark_range(range.start(), range.len_bytes());
     }

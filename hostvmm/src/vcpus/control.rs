@@ -278,7 +278,7 @@ impl Shared {
         }
         drop(control);
         self.announce();
-        self.post(Event::Error { vcpu, error: BackendError::Run { vcpu, reason } });
+        self.post(Event::Error { vcpu, error: BackendError::Run { vcpu, reason, dump: Box::default() } });
     }
 
     pub(super) fn end_seat(&self, vcpu: usize) {

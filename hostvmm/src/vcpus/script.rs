@@ -9,7 +9,7 @@ use abi::{Gpa, map};
 use zerocopy::little_endian::U64;
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
-use crate::backend::{Accelerator, BackendError, Exit, PlantedFault, Vcpu, Vm};
+use crate::backend::{Accelerator, BackendError, Exit, GicState, PlantedFault, Vcpu, Vm};
 use crate::memory::{GuestMemory, SlotId};
 
 /// What a scripted vCPU sees in a `run`.
@@ -116,6 +116,14 @@ impl Vm for ScriptVm {
 
     fn set_irq_line(&self, _: u32, _: bool) {}
 
+    fn save_gic(&self) -> Result<GicState, BackendError> {
+        Ok(GicState::default())
+    }
+
+    fn restore_gic(&self, _: &GicState) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     fn mark_dirty(&self, range: GuestRange) {
         self.marked.lock().unwrap().push(range);
     }
@@ -186,11 +194,23 @@ impl Vcpu for ScriptVcpu {
 
     fn complete_hvc(&mut self, _: [u64; 4]) {}
 
+    fn reg_list(&mut self) -> Result<Vec<u64>, BackendError> {
+        Ok(Vec::new())
+    }
+
     fn get_reg(&mut self, _: u64) -> Result<u128, BackendError> {
         Ok(0)
     }
 
     fn set_reg(&mut self, _: u64, _: u128) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn is_on(&mut self) -> Result<bool, BackendError> {
+        Ok(true)
+    }
+
+    fn set_on(&mut self, _: bool) -> Result<(), BackendError> {
         Ok(())
     }
 

@@ -5,8 +5,8 @@
 use std::arch::asm;
 use std::io;
 
-use abi::Arch;
 use abi::hypercall::{HVC_FUNCTION, HVC_FUNCTION_32};
+use abi::{Arch, GuestRange};
 use kvm_bindings::{
     KVM_API_VERSION, KVM_ARM_VM_SMCCC_CTRL, KVM_ARM_VM_SMCCC_FILTER, KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE,
     KVM_CAP_ARM_EL1_32BIT, KVM_CAP_ARM_PSCI_0_2, KVM_CAP_ARM_SUPPORTED_BLOCK_SIZES, KVM_CAP_BINARY_STATS_FD,
@@ -23,6 +23,9 @@ use crate::memory::Size;
 
 /// Bits of guest physical address where the host cannot be asked (Linux before 4.20).
 const DEFAULT_ADDRESS_BITS: u32 = 40;
+
+/// How often signals may interrupt KVM_CREATE_VM before it is reported.
+const INTERRUPTED_CREATIONS: u32 = 1000;
 
 const INSTEAD: &str = "--accel emulator";
 
@@ -162,10 +165,35 @@ pub(super) fn address_bits(kvm: &Kvm) -> u32 {
     u32::try_from(kvm.get_host_ipa_limit()).ok().filter(|bits| *bits > 0).unwrap_or(DEFAULT_ADDRESS_BITS)
 }
 
+/// Refuses more vCPUs than a machine of KVM's can have.
+///
+/// # Errors
+/// [`Unavailable::Vcpus`].
+pub(super) fn check_vcpus(vcpus: usize, most: usize) -> Result<(), Unavailable> {
+    if vcpus > most { Err(Unavailable::Vcpus { vcpus, most }) } else { Ok(()) }
+}
+
+/// Refuses memory past `bits` of guest physical address.
+///
+/// # Errors
+/// [`Unavailable::AddressBits`] with the first range that is.
+pub(super) fn check_ranges(ranges: impl Iterator<Item = GuestRange>, bits: u32) -> Result<(), Unavailable> {
+    let mut past = ranges.filter(|range| range.end().raw() > 1 << bits);
+    past.next().map_or(Ok(()), |range| Err(Unavailable::AddressBits { range, bits }))
+}
+
 /// A machine with `bits` of guest physical address.
 pub(super) fn create_vm(kvm: &Kvm, bits: u32) -> Result<VmFd, kvm_ioctls::Error> {
     // 0 is 40 bits, which a kernel that cannot be asked has, too (kvm/api.rst 4.2).
-    kvm.create_vm_with_type(if bits == DEFAULT_ADDRESS_BITS { 0 } else { bits.into() })
+    let kind = if bits == DEFAULT_ADDRESS_BITS { 0 } else { bits.into() };
+    let mut attempts = 0;
+    loop {
+        // Signals interrupt it (Linux registers an MMU notifier on the way, which can be killed and interrupted).
+        match kvm.create_vm_with_type(kind) {
+            Err(error) if error.errno() == libc::EINTR && attempts < INTERRUPTED_CREATIONS => attempts += 1,
+            result => return result,
+        }
+    }
 }
 
 /// Lets the hypercall's HVC exit to us instead of being refused by the kernel (kvm/devices/vm.rst 5, Linux 6.4).
@@ -249,11 +277,24 @@ pub(super) fn counter_hz() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use abi::Gpa;
+
     use super::*;
 
     fn is_emulated(cpuinfo: &str, qemu_virt: bool) -> bool {
         Model { implementer: field(cpuinfo, "CPU implementer"), part: field(cpuinfo, "CPU part") }
             .is_emulated(qemu_virt)
+    }
+
+    #[test]
+    fn what_kvm_cannot_hold_is_refused_with_what_it_can() {
+        assert_eq!(check_vcpus(4, 4), Ok(()));
+        let text = check_vcpus(8, 4).unwrap_err().to_string();
+        assert!(text.contains("4 vCPUs a machine, not 8") && text.contains("--vcpus 4"), "{text}");
+        let range = |start, len| GuestRange::new(Gpa::new(start), len).unwrap();
+        assert_eq!(check_ranges([range(0, 1 << 20), range(1 << 35, 1 << 35)].into_iter(), 36), Ok(()));
+        let text = check_ranges([range(0, 1 << 20), range(1 << 36, 1)].into_iter(), 36).unwrap_err().to_string();
+        assert!(text.contains("36 bits") && text.contains("--accel emulator"), "{text}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! KVM behind the traits: [`open`] makes a machine of `/dev/kvm`'s.
 //!
 //! - [`host`]: what this host's KVM offers, where it runs, and the guest's time;
-//! - [`vcpu`]: a vCPU: `KVM_RUN`, its exits, its registers; [`kick`]: how another thread stops it;
+//! - [`vcpu`]: the ioctls of a vCPU, which `kvm_run` runs by KVM's protocol;
 //! - [`gic`]: the in-kernel GICv3;
 //! - [`log`]: memslots and the four dirty logs on them; [`ring`]: the dirty ring's memory;
 //! - [`stage2`]: faults counted, tables seen.
@@ -14,7 +14,6 @@
 
 mod gic;
 mod host;
-mod kick;
 mod log;
 mod ring;
 mod stage2;
@@ -29,14 +28,15 @@ use abi::GuestRange;
 use kvm_bindings::{KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_CAP_ARM_PMU_V3};
 use kvm_ioctls::VmFd;
 
+use self::gic::Gic;
 pub(super) use self::host::{
     is_nested_in_emulation, probe, probe_eager_split, probe_fault_counts, probe_guest, probe_log,
 };
-use self::kick::Kick;
 use self::log::Tracker;
 use self::stage2::FaultCounter;
 use self::vcpu::KvmVcpu;
-use super::{Accelerator, BackendError, PlantedFault, Unavailable, Vcpu, Vm, VmHandle};
+use super::kvm_run::Kick;
+use super::{Accelerator, BackendError, GicState, PlantedFault, Unavailable, Vcpu, Vm, VmHandle};
 use crate::machine::{BuildError, Clock, MachineConfig, PHYSICAL_ADDRESS_BITS, Start, Transport};
 use crate::memory::{GuestMemory, Slot, SlotId};
 
@@ -50,8 +50,7 @@ struct KvmVm {
     faults: Vec<FaultCounter>,
     /// The thread that made the machine.
     maker: i32,
-    /// The device is only held: closing it would not destroy it, but it belongs to the machine.
-    _gic: kvm_ioctls::DeviceFd,
+    gic: Gic,
     /// The host's counter at the guest's zero.
     counter_offset: u64,
 }
@@ -71,14 +70,9 @@ pub(super) fn open(config: &MachineConfig, memory: &GuestMemory, start: Start) -
     probe_log(config.kvm_log)?;
     probe_guest(start.arch)?;
     let kvm = host::device()?;
+    host::check_vcpus(config.vcpus, kvm.get_max_vcpus())?;
     let bits = host::address_bits(&kvm).min(PHYSICAL_ADDRESS_BITS);
-    for range in memory.slots().iter().map(Slot::range) {
-        if range.end().raw() > 1 << bits {
-            return Err(
-                refused(format!("memory at {range} reaches past the host's {bits} bits of guest address")).into()
-            );
-        }
-    }
+    host::check_ranges(memory.slots().iter().map(Slot::range), bits)?;
     let fd = Arc::new(host::create_vm(&kvm, bits).map_err(|error| refused(format!("KVM_CREATE_VM: {error}")))?);
     if config.transport == Transport::Hvc {
         host::forward_hvc(&fd)?;
@@ -90,9 +84,9 @@ pub(super) fn open(config: &MachineConfig, memory: &GuestMemory, start: Start) -
     let pmu = fd.check_extension_raw(KVM_CAP_ARM_PMU_V3.into()) > 0;
     let mut vcpus = Vec::new();
     for index in 0..config.vcpus {
-        vcpus.push(KvmVcpu::new(&fd, index, start.arch, pmu, &tracker, memory)?);
+        vcpus.push(vcpu::create(&fd, index, start.arch, pmu, &tracker, memory)?);
     }
-    let gic = gic::create(&fd, config.vcpus)?;
+    let gic = Gic::create(&fd, config.vcpus)?;
     for vcpu in &mut vcpus {
         vcpu.finish(pmu)?;
     }
@@ -103,7 +97,7 @@ pub(super) fn open(config: &MachineConfig, memory: &GuestMemory, start: Start) -
     let faults = vcpus.iter().map(KvmVcpu::fault_counter).collect::<Result<_, _>>().unwrap_or_default();
     let vcpus = Mutex::new(vcpus.into_iter().map(Some).collect());
     let maker = stage2::thread_id();
-    Ok(Arc::new(KvmVm { fd, tracker, vcpus, kicks, faults, maker, _gic: gic, counter_offset }))
+    Ok(Arc::new(KvmVm { fd, tracker, vcpus, kicks, faults, maker, gic, counter_offset }))
 }
 
 /// A refusal in KVM's words.
@@ -130,6 +124,14 @@ impl Vm for KvmVm {
     fn set_irq_line(&self, intid: u32, level: bool) {
         // The PL011's line is the only one and is an SPI; the kernel refuses others.
         let _ = self.fd.set_irq_line(KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | intid, level);
+    }
+
+    fn save_gic(&self) -> Result<GicState, BackendError> {
+        self.gic.save()
+    }
+
+    fn restore_gic(&self, state: &GicState) -> Result<(), BackendError> {
+        self.gic.restore(state)
     }
 
     fn mark_dirty(&self, range: GuestRange) {

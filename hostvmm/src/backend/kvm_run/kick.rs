@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 /// How one vCPU is stopped.
-pub(super) struct Kick {
+pub(in crate::backend) struct Kick {
     state: Mutex<State>,
 }
 
@@ -48,7 +48,7 @@ impl Flag {
 
 impl Kick {
     /// For the vCPU whose `kvm_run.immediate_exit` is at `immediate_exit`, valid until [`Self::detach`].
-    pub(super) fn new(immediate_exit: *mut u8) -> Self {
+    pub(in crate::backend) fn new(immediate_exit: *mut u8) -> Self {
         install_handler();
         let state = State { immediate_exit: Some(Flag(immediate_exit)), runner: None, kicked: false };
         Self { state: Mutex::new(state) }
@@ -59,7 +59,7 @@ impl Kick {
     }
 
     /// Makes the current run, or the next one, end.
-    pub(super) fn kick(&self) {
+    pub(in crate::backend) fn kick(&self) {
         let mut state = self.lock();
         state.kicked = true;
         if let Some(flag) = state.immediate_exit {
