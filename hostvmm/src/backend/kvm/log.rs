@@ -62,6 +62,8 @@ pub(super) struct Tracker {
     /// By slot: whether there is a bit in `noted`. Set after the bit, cleared before the bits are taken.
     any_noted: [AtomicBool; SlotId::ALL.len()],
     rings: Mutex<Vec<Ring>>,
+    /// Entries were collected and not yet reset. Changes under the lock of `rings`.
+    reset_due: AtomicBool,
 }
 
 impl Tracker {
@@ -82,6 +84,7 @@ impl Tracker {
             noted: noted.into(),
             any_noted: Default::default(),
             rings: Mutex::default(),
+            reset_due: AtomicBool::new(false),
         };
         match log {
             KvmLog::Bitmap => {}
@@ -143,12 +146,12 @@ impl Tracker {
         if self.logging.load(Ordering::SeqCst) {
             return Err(failed("it runs already"));
         }
-        for slot in slots {
-            self.set_slot(*slot, KVM_MEM_LOG_DIRTY_PAGES).map_err(|error| failed_on(*slot, "start", &error))?;
-            self.logged[slot.index()].store(true, Ordering::SeqCst);
-        }
         // What is left in rings and notes is from before.
-        self.empty_rings()?;
+        if let Err(error) = self.log_slots(slots).and_then(|()| self.empty_rings()) {
+            // It has not started: no slot is logged for nobody. That this fails as well says nothing new.
+            let _ = self.stop_slots();
+            return Err(error);
+        }
         self.noted.iter().flatten().for_each(|word| word.store(0, Ordering::SeqCst));
         self.logging.store(true, Ordering::SeqCst);
         Ok(())
@@ -158,12 +161,23 @@ impl Tracker {
         if !self.logging.swap(false, Ordering::SeqCst) {
             return Err(failed("it does not run"));
         }
-        for slot in SlotId::ALL {
-            if self.logged[slot.index()].swap(false, Ordering::SeqCst) {
-                self.set_slot(slot, 0).map_err(|error| failed_on(slot, "stop", &error))?;
-            }
-        }
+        self.stop_slots()?;
         self.empty_rings()
+    }
+
+    fn log_slots(&self, slots: &[SlotId]) -> Result<(), BackendError> {
+        slots.iter().try_for_each(|slot| {
+            self.set_slot(*slot, KVM_MEM_LOG_DIRTY_PAGES).map_err(|error| failed_on(*slot, "start", &error))?;
+            self.logged[slot.index()].store(true, Ordering::SeqCst);
+            Ok(())
+        })
+    }
+
+    fn stop_slots(&self) -> Result<(), BackendError> {
+        SlotId::ALL
+            .into_iter()
+            .filter(|slot| self.logged[slot.index()].swap(false, Ordering::SeqCst))
+            .try_for_each(|slot| self.set_slot(slot, 0).map_err(|error| failed_on(slot, "stop", &error)))
     }
 
     /// How much of the last harvest went into resetting: nothing where KVM_GET_DIRTY_LOG resets.
@@ -183,8 +197,17 @@ impl Tracker {
         let reset = Instant::now();
         match self.log {
             KvmLog::Bitmap => {}
+            // What is not cleared stays dirty in the kernel.
             KvmLog::Manual | KvmLog::Initset => self.clear(slot, bitmap)?,
-            KvmLog::Ring => self.empty_rings()?,
+            KvmLog::Ring => {
+                if let Err(error) = self.empty_rings() {
+                    // The backup bitmap is fetched and gone: the next harvest has it.
+                    for (word, noted) in bitmap.iter().zip(noted) {
+                        noted.fetch_or(*word, Ordering::SeqCst);
+                    }
+                    return Err(error);
+                }
+            }
         }
         self.last_reset_ns.store(reset.elapsed().as_nanos() as u64, Ordering::Relaxed);
         if self.any_noted[slot.index()].swap(false, Ordering::SeqCst) {
@@ -222,14 +245,17 @@ impl Tracker {
         let mut rings = self.rings();
         let collected: u64 =
             rings.iter_mut().map(|ring| ring.collect(|slot, page| self.note(slot as usize, page))).sum();
-        if collected == 0 {
+        // Entries whose reset has failed are still to be reset.
+        if collected == 0 && !self.reset_due.load(Ordering::SeqCst) {
             return Ok(());
         }
+        self.reset_due.store(true, Ordering::SeqCst);
         // SAFETY: the call has no argument; it protects pages and writes the rings' flags.
         let result = unsafe { libc::ioctl(self.vm.as_raw_fd(), KVM_RESET_DIRTY_RINGS as libc::Ioctl, 0) };
         if result < 0 {
             return Err(failed(format!("KVM_RESET_DIRTY_RINGS: {}", io::Error::last_os_error())));
         }
+        self.reset_due.store(false, Ordering::SeqCst);
         Ok(())
     }
 

@@ -1,5 +1,11 @@
 //! The backend on this host's KVM, with a guest of a few instructions. Without KVM each test says that it is skipped.
+//!
+//! Nothing here assumes a size of the host's pages.
 
+mod refusals;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::thread;
 
 use abi::{Arch, Gpa, GuestRange, map};
@@ -13,13 +19,18 @@ use crate::memory::{GuestMemory, SlotId, host_page_bytes};
 const PAGES: u64 = 5003;
 
 fn machine(log: KvmLog) -> Option<(VmHandle, GuestMemory)> {
+    machine_of(log, PAGES)
+}
+
+/// A machine whose region has `pages` pages.
+fn machine_of(log: KvmLog, pages: u64) -> Option<(VmHandle, GuestMemory)> {
     if let Some(reason) = why_no_kvm_log(log) {
         println!("skipped: {reason}");
         return None;
     }
     let page = host_page_bytes();
     let ram = GuestRange::new(map::RAM_BASE, 16 * page).unwrap();
-    let memory = GuestMemory::new(ram, GuestRange::new(map::REGION_BASE, PAGES * page).unwrap(), None).unwrap();
+    let memory = GuestMemory::new(ram, GuestRange::new(map::REGION_BASE, pages * page).unwrap(), None).unwrap();
     let config = MachineConfig { accelerator: Accelerator::Kvm, kvm_log: log, ..MachineConfig::default() };
     let start = Start { arch: Arch::Aarch64, entry: map::RAM_BASE, devicetree: map::RAM_BASE };
     Some((super::open(&config, &memory, start).unwrap(), memory))
@@ -30,9 +41,15 @@ fn page(index: u64) -> Gpa {
 }
 
 fn harvest(vm: &VmHandle) -> Vec<u64> {
-    let mut words = vec![0; PAGES.div_ceil(64) as usize];
+    harvest_of(vm, PAGES)
+}
+
+fn harvest_of(vm: &VmHandle, pages: u64) -> Vec<u64> {
+    let mut words = vec![0; pages.div_ceil(64) as usize];
     vm.harvest_dirty(SlotId::Region, &mut words).unwrap();
-    (0..PAGES).filter(|page| words[(page / 64) as usize] >> (page % 64) & 1 != 0).collect()
+    // Past the slot's end there is nothing to be dirty.
+    assert!(pages.is_multiple_of(64) || words[words.len() - 1] >> (pages % 64) == 0);
+    (0..pages).filter(|page| words[(page / 64) as usize] >> (page % 64) & 1 != 0).collect()
 }
 
 #[test]
@@ -100,15 +117,102 @@ fn no_store_made_during_a_harvest_is_lost() {
 }
 
 #[test]
-fn an_access_is_completed_before_registers_are_read() {
-    let Some((vm, memory)) = machine(KvmLog::Bitmap) else { return };
-    let mut guest = StoreGuest::load(&vm, &memory);
-    guest.store(page(0), 1, 1, 1);
-    // Past the store to the doorbell, and a kick that came meanwhile is still reported.
-    vm.kick(0);
-    let mut vcpu = guest.into_vcpu();
-    assert_eq!(vcpu.get_reg(0x6030_0000_0010_0040).unwrap(), u128::from(map::RAM_BASE.raw() + 20));
-    assert_eq!(vcpu.run(None).unwrap(), Exit::Kicked);
+fn slots_of_every_odd_size_are_logged_to_their_last_page() {
+    for log in [KvmLog::Bitmap, KvmLog::Manual, KvmLog::Initset, KvmLog::Ring] {
+        for pages in [1, 2, 63, 64, 65, 127, 129, 4095, 4096, 4097] {
+            let Some((vm, memory)) = machine_of(log, pages) else { continue };
+            let mut guest = StoreGuest::load(&vm, &memory);
+            let all: Vec<u64> = (0..pages).collect();
+            vm.start_dirty_log(&[SlotId::Region]).unwrap();
+            if log == KvmLog::Initset {
+                assert_eq!(harvest_of(&vm, pages), all, "{log:?}, {pages} pages");
+            }
+            for value in 1..3 {
+                guest.store(page(pages - 1), value, 1, 1);
+                assert_eq!(harvest_of(&vm, pages), [pages - 1], "{log:?}, {pages} pages: the last one alone");
+                guest.store(page(0), value, host_page_bytes(), pages);
+                assert_eq!(harvest_of(&vm, pages), all, "{log:?}, {pages} pages");
+            }
+            assert_eq!(harvest_of(&vm, pages), [0; 0], "{log:?}, {pages} pages");
+        }
+    }
+}
+
+#[test]
+fn a_storm_of_kicks_and_signals_during_live_harvests_loses_and_adds_nothing() {
+    /// Every third page is written.
+    const STRIDE: u64 = 3;
+    const WRITTEN: u64 = PAGES / STRIDE;
+    const ROUNDS: u8 = 6;
+    for log in [KvmLog::Bitmap, KvmLog::Manual, KvmLog::Ring] {
+        let Some((vm, memory)) = machine(log) else { continue };
+        let mut guest = StoreGuest::load(&vm, &memory);
+        vm.start_dirty_log(&[SlotId::Region]).unwrap();
+        let mut copy = vec![0; PAGES as usize];
+        let mut found = vec![0_u32; PAGES as usize];
+        thread::scope(|scope| {
+            let (sender, runner) = mpsc::channel();
+            let rounds = scope.spawn(move || {
+                sender.send(ThreadToSignal::this()).unwrap();
+                let stride = STRIDE * host_page_bytes();
+                (1..=ROUNDS).for_each(|value| guest.store(page(0), value, stride, WRITTEN));
+            });
+            let runner = runner.recv().unwrap();
+            let (rounds, vm) = (&rounds, &vm);
+            // Signals that no kick announces end the guest's run as well.
+            scope.spawn(move || {
+                while !rounds.is_finished() {
+                    vm.kick(0);
+                    thread::yield_now();
+                    runner.interrupt();
+                    thread::yield_now();
+                }
+            });
+            loop {
+                let last = rounds.is_finished();
+                for index in harvest(vm) {
+                    let mut value = [0];
+                    memory.read(page(index), &mut value).unwrap();
+                    copy[index as usize] = value[0];
+                    found[index as usize] += 1;
+                }
+                if last {
+                    break;
+                }
+            }
+        });
+        for (index, (copied, found)) in copy.iter().zip(&found).enumerate() {
+            let written = (index as u64).is_multiple_of(STRIDE) && index as u64 / STRIDE < WRITTEN;
+            assert_eq!(*copied, if written { ROUNDS } else { 0 }, "{log:?}: page {index}");
+            // Once a round at most: what was not written since is not dirty again.
+            let most = if written { u32::from(ROUNDS) } else { 0 };
+            assert!(*found <= most, "{log:?}: page {index} was dirty {found} times");
+        }
+        assert_eq!(harvest(&vm), [0; 0], "{log:?}");
+    }
+}
+
+/// The thread that runs the guest, to be interrupted by the signal that kicks use, without a kick.
+#[derive(Clone, Copy)]
+struct ThreadToSignal {
+    process: libc::pid_t,
+    thread: libc::pid_t,
+}
+
+impl ThreadToSignal {
+    #[expect(unsafe_code, reason = "asks for the thread's number")]
+    fn this() -> Self {
+        // SAFETY: they have no preconditions.
+        let (process, thread) = (unsafe { libc::getpid() }, unsafe { libc::gettid() });
+        Self { process, thread }
+    }
+
+    #[expect(unsafe_code, reason = "sends a signal")]
+    fn interrupt(self) {
+        // SAFETY: by the thread's number in this process, so that a thread that has ended is an error and no harm; the
+        // backend has installed a handler that does nothing.
+        unsafe { libc::syscall(libc::SYS_tgkill, self.process, self.thread, libc::SIGRTMIN()) };
+    }
 }
 
 #[test]
@@ -124,5 +228,50 @@ fn what_does_not_fit_is_refused_in_so_many_words() {
     memory.write(map::RAM_BASE, &0xa940_0440_u32.to_le_bytes()).unwrap();
     vcpu.set_reg(0x6030_0000_0010_0004, map::DOORBELL_BASE.raw().into()).unwrap();
     let error = vcpu.run(None).unwrap_err().to_string();
-    assert!(error.contains("vCPU 0") && error.contains("pc=0x40000000"), "{error}");
+    for word in ["vCPU 0", "pc=0x40000000", "x2=0xb000000", "memslots RAM ", "sctlr_el1="] {
+        assert!(error.contains(word), "{word}: {error}");
+    }
+}
+
+#[test]
+fn a_state_that_cannot_be_entered_is_refused_and_the_vcpu_lives_on() {
+    let Some((vm, memory)) = machine(KvmLog::Bitmap) else { return };
+    let mut guest = StoreGuest::load(&vm, &memory);
+    let mut vcpu = guest.spin();
+    for mode in [0x9_u128, 0xd, 0x3ff] {
+        let error = vcpu.set_reg(0x6030_0000_0010_0042, mode).unwrap_err().to_string();
+        assert!(error.contains("vCPU 0") && error.contains("Invalid argument"), "{mode:#x}: {error}");
+    }
+    vm.kick(0);
+    assert_eq!(vcpu.run(None).unwrap(), Exit::Kicked);
+    vcpu = guest.spin();
+    vm.kick(0);
+    assert_eq!(vcpu.run(None).unwrap(), Exit::Kicked);
+}
+
+#[test]
+fn the_gic_s_state_is_not_to_be_had_while_a_vcpu_runs() {
+    let Some((vm, memory)) = machine(KvmLog::Bitmap) else { return };
+    let mut guest = StoreGuest::load(&vm, &memory);
+    let stop = AtomicBool::new(false);
+    let error = thread::scope(|scope| {
+        let stop = &stop;
+        scope.spawn(move || {
+            while !stop.load(Ordering::SeqCst) {
+                assert_eq!(guest.spin().run(None).unwrap(), Exit::Kicked);
+            }
+        });
+        let error = loop {
+            // Until the vCPU is found inside its run.
+            if let Err(error) = vm.save_gic() {
+                break error;
+            }
+            thread::yield_now();
+        };
+        stop.store(true, Ordering::SeqCst);
+        vm.kick(0);
+        error
+    });
+    assert!(error.to_string().contains("GIC register") && error.to_string().contains("busy"), "{error}");
+    vm.save_gic().unwrap();
 }
