@@ -150,18 +150,20 @@ fn a_storm_of_kicks_and_signals_during_live_harvests_loses_and_adds_nothing() {
         vm.start_dirty_log(&[SlotId::Region]).unwrap();
         let mut copy = vec![0; PAGES as usize];
         let mut found = vec![0_u32; PAGES as usize];
+        let over = AtomicBool::new(false);
         thread::scope(|scope| {
             let (sender, runner) = mpsc::channel();
-            let rounds = scope.spawn(move || {
+            let (over, vm) = (&over, &vm);
+            scope.spawn(move || {
+                let _over = SetWhenDropped(over);
                 sender.send(ThreadToSignal::this()).unwrap();
                 let stride = STRIDE * host_page_bytes();
                 (1..=ROUNDS).for_each(|value| guest.store(page(0), value, stride, WRITTEN));
             });
             let runner = runner.recv().unwrap();
-            let (rounds, vm) = (&rounds, &vm);
             // Signals that no kick announces end the guest's run as well.
             scope.spawn(move || {
-                while !rounds.is_finished() {
+                while !over.load(Ordering::SeqCst) {
                     vm.kick(0);
                     thread::yield_now();
                     runner.interrupt();
@@ -169,7 +171,7 @@ fn a_storm_of_kicks_and_signals_during_live_harvests_loses_and_adds_nothing() {
                 }
             });
             loop {
-                let last = rounds.is_finished();
+                let last = over.load(Ordering::SeqCst);
                 for index in harvest(vm) {
                     let mut value = [0];
                     memory.read(page(index), &mut value).unwrap();
@@ -189,6 +191,15 @@ fn a_storm_of_kicks_and_signals_during_live_harvests_loses_and_adds_nothing() {
             assert!(*found <= most, "{log:?}: page {index} was dirty {found} times");
         }
         assert_eq!(harvest(&vm), [0; 0], "{log:?}");
+    }
+}
+
+/// Ends its thread's companions, however the thread ends.
+struct SetWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 

@@ -118,11 +118,7 @@ impl Rig {
         Self::of(Arch::Aarch64, reports, registers_fail)
     }
 
-    fn of(
-        arch: Arch,
-        reports: impl IntoIterator<Item = io::Result<Report>>,
-        registers_fail: Option<i32>,
-    ) -> Self {
+    fn of(arch: Arch, reports: impl IntoIterator<Item = io::Result<Report>>, registers_fail: Option<i32>) -> Self {
         let page = host_page_bytes();
         let ram = GuestRange::new(map::RAM_BASE, page).unwrap();
         let memory = GuestMemory::new(ram, GuestRange::new(map::REGION_BASE, page).unwrap(), None).unwrap();

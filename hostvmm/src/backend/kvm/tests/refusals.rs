@@ -4,7 +4,7 @@
 
 use std::thread;
 
-use abi::{GuestRange, map};
+use abi::{Arch, GuestRange, map};
 
 use crate::backend::{Accelerator, KvmLog, Unavailable, VmHandle, why_no_kvm, why_no_kvm_log};
 use crate::machine::{BuildError, MachineConfig, Start};
@@ -70,7 +70,7 @@ fn memory() -> GuestMemory {
 
 fn open(memory: &GuestMemory, kvm_log: KvmLog) -> Result<VmHandle, BuildError> {
     let config = MachineConfig { accelerator: Accelerator::Kvm, vcpus: 2, kvm_log, ..MachineConfig::default() };
-    super::super::open(&config, memory, Start { entry: map::RAM_BASE, devicetree: map::RAM_BASE })
+    super::super::open(&config, memory, Start { arch: Arch::Aarch64, entry: map::RAM_BASE, devicetree: map::RAM_BASE })
 }
 
 /// Whether this host has KVM's log `log`.
