@@ -71,12 +71,6 @@ impl StoreGuest {
         self.vcpu.as_mut()
     }
 
-    /// The vCPU, where it stopped last.
-    #[cfg(target_arch = "aarch64")]
-    pub(crate) fn into_vcpu(self) -> Box<dyn Vcpu> {
-        self.vcpu
-    }
-
     fn set(&mut self, x: [u64; 5], pc: u64) {
         for (register, value) in (REG_X0..).step_by(2).zip(x) {
             self.vcpu.set_reg(register, value.into()).unwrap();
