@@ -6,7 +6,7 @@ use abi::{Arch, GuestRange, map};
 
 use super::gic_state::{self, CPU_INTERFACE, DISTRIBUTOR, GicKey, LINE_LEVEL, REDISTRIBUTOR};
 use super::state_guest::{PC, StateGuest, V0, WINDOW, X0};
-use super::{Accelerator, Exit, GicState, VmHandle, open, register_bytes, why_no_kvm};
+use super::{Accelerator, Exit, GicState, VmHandle, open, register_bytes, why_no_kvm_guest};
 use crate::machine::{MachineConfig, Start};
 use crate::memory::{GuestMemory, host_page_bytes};
 
@@ -25,7 +25,12 @@ const ICC_IGRPEN1: u64 = 0xc667;
 
 /// Each accelerator that this host has.
 fn accelerators() -> Vec<Accelerator> {
-    match why_no_kvm() {
+    accelerators_of(Arch::Aarch64)
+}
+
+/// Each accelerator of this host that has guests of `arch`.
+fn accelerators_of(arch: Arch) -> Vec<Accelerator> {
+    match why_no_kvm_guest(arch) {
         None => vec![Accelerator::Emulator, Accelerator::Kvm],
         Some(reason) => {
             println!("skipped: {reason}");
@@ -41,8 +46,12 @@ fn memory() -> GuestMemory {
 }
 
 fn machine(accelerator: Accelerator, vcpus: usize, memory: &GuestMemory) -> VmHandle {
+    machine_of(Arch::Aarch64, accelerator, vcpus, memory)
+}
+
+fn machine_of(arch: Arch, accelerator: Accelerator, vcpus: usize, memory: &GuestMemory) -> VmHandle {
     let config = MachineConfig { accelerator, vcpus, ..MachineConfig::default() };
-    let start = Start { arch: Arch::Aarch64, entry: map::RAM_BASE, devicetree: map::RAM_BASE };
+    let start = Start { arch, entry: map::RAM_BASE, devicetree: map::RAM_BASE };
     open(&config, &config.layout().unwrap(), memory, start).unwrap()
 }
 
@@ -104,6 +113,46 @@ fn every_register_listed_can_be_read_and_written_back_here_and_elsewhere() {
         }
         there.expect(0, (0..100).sum());
         assert_eq!(there.get(V0), 300 << 64 | 200, "{accelerator}");
+    }
+}
+
+#[test]
+fn an_aarch32_guest_goes_on_in_another_machine_with_every_register() {
+    // R8 to R14 of all modes, SPSRs of the five of them, and parts of system registers, by X8 to X30 and spsr[].
+    let banked = (8..31).map(|number| X0 + 2 * number).chain((0..5).map(|number| X0 + 72 + 2 * number));
+    let banked: Vec<u64> = banked.collect();
+    for accelerator in accelerators_of(Arch::Armv7) {
+        let memory = memory();
+        StateGuest::load(&memory);
+        let vm = machine_of(Arch::Armv7, accelerator, 1, &memory);
+        let mut guest = StateGuest::take_as_it_is(&vm, 0);
+        for (id, value) in banked.iter().zip(1..) {
+            guest.set(*id, value << 8);
+        }
+        guest.sum_a32(10);
+        for number in 0..5 {
+            assert!(matches!(guest.run(), Exit::MmioRead { len_bytes: 4, .. }));
+            guest.vcpu.complete_mmio_read(number);
+        }
+        let saved = registers(&mut guest);
+        for (id, value) in &saved {
+            guest.set(*id, *value);
+        }
+        assert_equal_but_for_time(&registers(&mut guest), &saved);
+        let other = machine_of(Arch::Armv7, accelerator, 1, &memory);
+        let mut there = StateGuest::take_as_it_is(&other, 0);
+        for (id, value) in &saved {
+            there.set(*id, *value);
+        }
+        assert_equal_but_for_time(&registers(&mut there), &saved);
+        for (id, value) in banked.iter().zip(1_u128..) {
+            assert_eq!(there.get(*id), value << 8, "{accelerator}: {id:#x}");
+        }
+        for number in 5..10 {
+            assert!(matches!(there.run(), Exit::MmioRead { len_bytes: 4, .. }), "{accelerator}: load {number}");
+            there.vcpu.complete_mmio_read(number);
+        }
+        there.expect(0, 45);
     }
 }
 

@@ -65,6 +65,16 @@ const IRQ: &[u32] = &[
     0xa8c3_2be9, //       ldp   x9, x10, [sp], #48
     0xd69f_03e0, //       eret
 ];
+/// The same sum in A32, at [`SUM_A32`]: r0 loads of what r5 points to, added up in r1.
+const CODE_A32: &[u32] = &[
+    0xe595_2000, // sum:  ldr   r2, [r5]
+    0xe081_1002, //       add   r1, r1, r2
+    0xe250_0001, //       subs  r0, r0, #1
+    0x1aff_fffb, //       bne   sum
+    0xe585_1000, //       str   r1, [r5]
+    0xeaff_fffe, //       b     .
+];
+const SUM_A32: u64 = 0x400;
 const SGI: u64 = 0xc;
 const SUM: u64 = 0x1c;
 
@@ -93,7 +103,7 @@ pub(super) struct StateGuest {
 impl StateGuest {
     /// Puts the code into `memory`.
     pub(super) fn load(memory: &GuestMemory) {
-        for (offset, code) in [(0, CODE), (VECTORS + 0x200, SYNCHRONOUS), (VECTORS + 0x280, IRQ)] {
+        for (offset, code) in [(0, CODE), (SUM_A32, CODE_A32), (VECTORS + 0x200, SYNCHRONOUS), (VECTORS + 0x280, IRQ)] {
             let bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
             memory.write(Gpa::new(map::RAM_BASE.raw() + offset), &bytes).unwrap();
         }
@@ -150,6 +160,14 @@ impl StateGuest {
         self.set(X0, loads.into());
         self.set(X0 + 2, 0);
         self.set(PC, u128::from(map::RAM_BASE.raw() + SUM));
+    }
+
+    /// The same on an AArch32 vCPU, with r0 to r2 and r5.
+    pub(super) fn sum_a32(&mut self, loads: u64) {
+        self.set(X0, loads.into());
+        self.set(X0 + 2, 0);
+        self.set(X0 + 2 * 5, map::DOORBELL_BASE.raw().into());
+        self.set(PC, u128::from(map::RAM_BASE.raw() + SUM_A32));
     }
 
     /// Runs until the guest stops.
