@@ -333,6 +333,7 @@ fn invariant(cpu: &mut Cpu, id: u64, given: u128) -> Result<(), RegError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::a32::{self, Mode};
     use crate::sysreg::tests::with_cpu;
 
     #[test]
@@ -366,36 +367,94 @@ mod tests {
 
     #[test]
     fn state_moves_from_one_vcpu_to_another() {
-        with_cpu(|source| {
-            // Write something of its own into every register that takes it, PSTATE first: it selects the stack pointer.
-            let pstate = core_id(SIZE_U64, offset::PSTATE);
-            set(source, pstate, 0x6000_03c4).expect("EL1t with flags");
-            for (n, id) in list().into_iter().enumerate() {
-                let pattern = 0x0123_4567_89ab_cdef_u64.rotate_left(n as u32);
-                let value = match size_bytes(id) {
-                    16 => u128::from(pattern) << 64 | n as u128,
-                    4 => u128::from(pattern as u32),
-                    _ => u128::from(pattern),
-                };
-                if id != pstate && id != TIMER_COUNT {
-                    let _refused_if_invariant = set(source, id, value);
-                }
-            }
-            let state: Vec<_> = list().into_iter().map(|id| (id, get(source, id).expect("listed"))).collect();
-            with_cpu(|destination| {
-                for (id, value) in &state {
-                    set(destination, *id, *value).unwrap_or_else(|error| panic!("{error}"));
-                }
-                // Counters run on.
-                for (id, value) in state.iter().filter(|(id, _)| ![TIMER_COUNT, sysreg_id(CNTPCT_EL0)].contains(id)) {
-                    let ctl = [sysreg_id(CNTV_CTL_EL0), sysreg_id(CNTP_CTL_EL0)].contains(id);
-                    // ISTATUS follows from the count.
-                    let mask = if ctl { 3 } else { u128::MAX };
-                    assert_eq!(get(destination, *id).map(|v| v & mask), Ok(value & mask), "{id:#x}");
-                }
-                assert_eq!(destination.sp(1), source.sp(1));
+        with_cpu(|source| with_cpu(|destination| move_state(source, destination, 0x6000_03c4)));
+    }
+
+    #[test]
+    fn state_moves_from_one_aarch32_vcpu_to_another() {
+        for mode in Mode::ALL {
+            let psr = 0x680f_0040 | u128::from(mode.bits());
+            a32::tests::with_cpu(|source| {
+                a32::tests::with_cpu(|destination| {
+                    move_state(source, destination, psr);
+                    for of in Mode::ALL {
+                        assert_eq!(destination.banked_spsr(of), source.banked_spsr(of));
+                        for reg in 0..15 {
+                            assert_eq!(
+                                destination.banked(of, reg),
+                                source.banked(of, reg),
+                                "{of:?} r{reg} in {mode:?}"
+                            );
+                        }
+                    }
+                    assert_eq!(destination.cpsr(), psr as u32);
+                    assert_eq!(destination.pstate.el, mode.el());
+                });
             });
+        }
+    }
+
+    #[test]
+    fn aarch32_registers_have_their_mapped_ids() {
+        a32::tests::with_cpu(|cpu| {
+            let x = |n: u64| core_id(SIZE_U64, offset::X + 8 * n);
+            let pstate = core_id(SIZE_U64, offset::PSTATE);
+            let spsr = |n: u64| core_id(SIZE_U64, offset::SPSR + 8 * n);
+            for n in 0..31 {
+                set(cpu, x(n), u128::from(0x100 + n)).expect("listed");
+            }
+            // In SVC mode: SP_svc is X19, LR_svc is X18.
+            assert_eq!((cpu.x[0], cpu.x[12], cpu.x[13], cpu.x[14]), (0x100, 0x10c, 0x113, 0x112));
+            set(cpu, pstate, Mode::Fiq.bits().into()).expect("FIQ");
+            assert_eq!((cpu.x[7], cpu.x[8], cpu.x[13], cpu.x[14]), (0x107, 0x118, 0x11d, 0x11e));
+            set(cpu, x(29), 7).expect("SP_fiq");
+            assert_eq!((cpu.x[13], get(cpu, x(29)), get(cpu, x(13))), (7, Ok(7), Ok(0x10d)));
+            for (n, mode) in
+                [Mode::Supervisor, Mode::Abort, Mode::Undefined, Mode::Irq, Mode::Fiq].into_iter().enumerate()
+            {
+                set(cpu, spsr(n as u64), 0x20 + n as u128).expect("listed");
+                assert_eq!(cpu.banked_spsr(mode), Some(0x20 + n as u32));
+            }
+            for bad in [0x0, 0x3c5, 0x1a, 0x16, 0x33, 1 << 32 | 0x13] {
+                assert!(matches!(set(cpu, pstate, bad), Err(RegError::BadValue { .. })), "{bad:#x}");
+            }
+            // DFAR and IFAR share FAR_EL1; DACR and IFSR are seen as EL2 sees them.
+            set(cpu, sysreg_id(FAR_EL1), 0x1_0000_0002).expect("listed");
+            set(cpu, sysreg_id(DACR32_EL2), 0x5555_5555).expect("listed");
+            assert_eq!((cpu.sys.far, cpu.sys.dacr), (0x1_0000_0002, 0x5555_5555));
+            let pfr0 = get(cpu, sysreg_id(ID_AA64PFR0_EL1)).expect("listed");
+            assert_eq!(pfr0 & 0xff, 0x22, "EL1 and EL0 in either state");
         });
+    }
+
+    /// Fills `source` with values of its own, with `psr` as its state, moves all by id, and compares.
+    fn move_state(source: &mut Cpu, destination: &mut Cpu, psr: u128) {
+        // Write something of its own into every register that takes it, PSTATE first: it selects the stack pointer.
+        let pstate = core_id(SIZE_U64, offset::PSTATE);
+        set(source, pstate, psr).expect("a good state");
+        for (n, id) in list().into_iter().enumerate() {
+            let pattern = 0x0123_4567_89ab_cdef_u64.rotate_left(n as u32);
+            let value = match size_bytes(id) {
+                16 => u128::from(pattern) << 64 | n as u128,
+                4 => u128::from(pattern as u32),
+                _ => u128::from(pattern),
+            };
+            if id != pstate && id != TIMER_COUNT {
+                let _refused_if_invariant = set(source, id, value);
+            }
+        }
+        let state: Vec<_> = list().into_iter().map(|id| (id, get(source, id).expect("listed"))).collect();
+        for (id, value) in &state {
+            set(destination, *id, *value).unwrap_or_else(|error| panic!("{error}"));
+        }
+        // Counters run on.
+        for (id, value) in state.iter().filter(|(id, _)| ![TIMER_COUNT, sysreg_id(CNTPCT_EL0)].contains(id)) {
+            let ctl = [sysreg_id(CNTV_CTL_EL0), sysreg_id(CNTP_CTL_EL0)].contains(id);
+            // ISTATUS follows from the count.
+            let mask = if ctl { 3 } else { u128::MAX };
+            assert_eq!(get(destination, *id).map(|v| v & mask), Ok(value & mask), "{id:#x}");
+        }
+        assert_eq!(destination.sp(1), source.sp(1));
     }
 
     #[test]

@@ -27,17 +27,6 @@ pub struct Mrc {
 }
 
 impl Mrc {
-    /// The register that the A32 instruction `word`, an MRC or MCR, names (DDI 0487 F5.1.115).
-    pub const fn from_word(word: u32) -> Self {
-        Self {
-            coproc: (word >> 8 & 15) as u8,
-            opc1: (word >> 21 & 7) as u8,
-            crn: (word >> 16 & 15) as u8,
-            crm: (word & 15) as u8,
-            opc2: (word >> 5 & 7) as u8,
-        }
-    }
-
     fn note(self, cpu: &Cpu, mnemonic: &str) -> Trap {
         let Self { coproc, opc1, crn, crm, opc2 } = self;
         cpu.shared.note_unimplemented(&format!("{mnemonic} p{coproc}, {opc1}, c{crn}, c{crm}, {opc2}"));
@@ -57,11 +46,6 @@ pub struct Mrrc {
 }
 
 impl Mrrc {
-    /// The register that the A32 instruction `word`, an MRRC or MCRR, names (DDI 0487 F5.1.117).
-    pub const fn from_word(word: u32) -> Self {
-        Self { coproc: (word >> 8 & 15) as u8, opc1: (word >> 4 & 15) as u8, crm: (word & 15) as u8 }
-    }
-
     fn note(self, cpu: &Cpu, mnemonic: &str) -> Trap {
         let Self { coproc, opc1, crm } = self;
         cpu.shared.note_unimplemented(&format!("{mnemonic} p{coproc}, {opc1}, c{crm}"));

@@ -17,6 +17,8 @@ mod exec;
 mod lower;
 pub mod mode;
 mod table;
+#[cfg(test)]
+pub(crate) mod tests;
 
 pub use cpsr::Cpsr;
 pub use decode::{Encoding, decode, encodings};
