@@ -152,7 +152,8 @@ fn exceptions_enter_their_mode_with_their_masks_and_return_address() {
     let data = FaultInfo::abort(status, read_access(), 0x123);
     let fetch = FaultInfo::abort(status, fetch_access(), AT.into());
     let sync = |fault: FaultInfo| move |cpu: &mut Cpu| exception::take_sync(cpu, fault, AT);
-    let cases: [(&str, Box<dyn Fn(&mut Cpu)>, Mode, u64, u64, u32); 9] = [
+    type Take = Box<dyn Fn(&mut Cpu)>;
+    let cases: [(&str, Take, Mode, u64, u64, u32); 9] = [
         ("undefined", Box::new(sync(FaultInfo::UNDEFINED)), Mode::Undefined, 0x04, 0x8004, 0x80),
         ("forbidden coprocessor", Box::new(sync(FaultInfo::FP_ACCESS)), Mode::Undefined, 0x04, 0x8004, 0x80),
         ("svc, told of the next instruction", Box::new(sync(FaultInfo::svc(0))), Mode::Supervisor, 0x08, 0x8000, 0x80),

@@ -164,24 +164,22 @@ fn permissions(regime: &Regime, leaf: Leaf, device: bool) -> Permissions {
     let ap = if regime.sctlr & SCTLR_AFE != 0 { leaf.ap | 1 } else { leaf.ap };
     // 0b100 is reserved: no access.
     let el1_read = !matches!(ap, 0b000 | 0b100);
-    let el1_write = matches!(ap, 0b001 | 0b010 | 0b011);
+    let el1_write = matches!(ap, 0b001..=0b011);
     let el0_read = matches!(ap, 0b010 | 0b011 | 0b110 | 0b111);
     let el0_write = ap == 0b011;
     let wxn = regime.sctlr & SCTLR_WXN != 0;
     let uwxn = regime.sctlr & SCTLR_UWXN != 0;
+    let never = leaf.never || device;
+    let never_at_el1 = never || leaf.never_privileged || wxn && el1_write || uwxn && el0_write;
+    let never_at_el0 = never || wxn && el0_write;
     // Nothing is executed that may not be read (G5.6.2).
     Permissions {
         el1_read,
         el1_write,
-        el1_execute: el1_read
-            && !leaf.never
-            && !leaf.never_privileged
-            && !(wxn && el1_write)
-            && !(uwxn && el0_write)
-            && !device,
+        el1_execute: el1_read && !never_at_el1,
         el0_read,
         el0_write,
-        el0_execute: el0_read && !leaf.never && !(wxn && el0_write) && !device,
+        el0_execute: el0_read && !never_at_el0,
         pan_applies: false,
     }
 }
