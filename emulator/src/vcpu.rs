@@ -11,6 +11,8 @@
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests32;
 
 use std::fmt;
 use std::sync::Arc;
