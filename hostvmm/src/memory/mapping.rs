@@ -113,10 +113,11 @@ mod tests {
         {
             let mapping = Mapping::new(Source::Anonymous, 5 * page, congruent_to, align).unwrap();
             assert_eq!(mapping.base().addr().get() as u64 % align, congruent_to % align);
-            // SAFETY: the first and last byte of a mapping that is writable and nobody else's.
-            unsafe {
-                mapping.base().write(1);
-                mapping.base().add(5 * page as usize - 1).write(2);
+            // SAFETY: the mapping is five pages long.
+            let last = unsafe { mapping.base().add(5 * page as usize - 1) };
+            for byte in [mapping.base(), last] {
+                // SAFETY: a byte of a mapping that is writable and nobody else's.
+                unsafe { byte.write(1) };
             }
         }
     }

@@ -21,13 +21,12 @@ use crate::report::PassEntry;
 use crate::report::ledger::{HugePagesPhase, Phase};
 use crate::verify::SelfCheck;
 use crate::verify::model::Model;
+use crate::verify::stage2::count_mappings;
 
 /// How many passes, of how much work, on what machine.
 pub struct HugePages<'a> {
     /// The machine, whose faults are counted.
     pub vm: &'a dyn Vm,
-    /// Counts, in a dump of stage 2, block and page mappings within the blocks of these numbers (address / block).
-    pub count: &'a dyn Fn(&str, &BTreeSet<u64>) -> (u64, u64),
     /// Bytes of a block.
     pub block_bytes: u64,
     /// Passes after pass 0.
@@ -83,7 +82,7 @@ impl HugePages<'_> {
         let written = write(session, model, pass, steps)?;
         let faults = self.vm.stage2_faults()?.saturating_sub(before);
         let blocks = blocks_of(&written.pages, session.base().raw(), self.block_bytes);
-        let tables = self.vm.stage2_tables().map(|dump| (self.count)(&dump, &blocks));
+        let tables = self.vm.stage2_tables().map(|dump| count_mappings(&dump, &blocks, self.block_bytes));
         let entry = HugePagesPhase {
             phase,
             pass: (phase == Phase::Logging).then_some(pass),
@@ -91,8 +90,8 @@ impl HugePages<'_> {
             blocks: blocks.len() as u64,
             faults,
             read_faults: None,
-            table_blocks: tables.map(|(blocks, _)| blocks),
-            table_pages: tables.map(|(_, pages)| pages),
+            table_blocks: tables.map(|found| found.blocks),
+            table_pages: tables.map(|found| found.pages),
         };
         if let Some(huge) = &mut session.ledger.hugepages {
             huge.phases.push(entry);

@@ -3,8 +3,6 @@
 //! [`crate::pass::HugePages`] makes the phases and counts; here is judged what they come to. Two witnesses: the faults that the
 //! vCPUs took, counted by KVM's statistics everywhere; and the stage-2 tables where the kernel prints them.
 
-use std::collections::BTreeSet;
-
 use super::Spec;
 use super::interrupt::Interrupt;
 use super::passes::{RunError, blank_ledger, execute};
@@ -69,9 +67,8 @@ fn run_one(spec: &Spec, block_bytes: u64, interrupt: &Interrupt, progress: &Prog
     let mut ledger = execute(spec, None, interrupt, progress, |session, mut model, vm| {
         session.ledger.hugepages =
             Some(HugePagesEntry { block: block_bytes, eager_split: spec.machine.eager_split, phases: Vec::new() });
-        let count = |dump: &str, blocks: &BTreeSet<u64>| count_mappings(dump, blocks, block_bytes);
         let &Spec { passes, steps_per_pass, self_check, .. } = spec;
-        HugePages { vm, count: &count, block_bytes, passes, steps_per_pass, self_check }.run(session, &mut model)
+        HugePages { vm, block_bytes, passes, steps_per_pass, self_check }.run(session, &mut model)
     })?;
     // Initially all set, a log protects nothing before its first harvest.
     let first_protected = if spec.logs.iter().all(|log| first_harvest(*log) == FirstHarvest::Exact) { 0 } else { 1 };
@@ -134,40 +131,6 @@ fn judge_blocks(
         let pages = phase.table_pages.unwrap_or(0);
         fail(check, format!("{blocks} block mappings in the stage-2 tables"), format!("{found}, and {pages} pages"));
     }
-}
-
-/// Block and page mappings that a dump of stage 2 has within `blocks` (numbers: address / `block_bytes`).
-///
-/// A line of the dump is a range of equal mappings: `0xSTART-0xEND SIZE LEVEL ATTRIBUTES…` (arch/arm64/mm/ptdump.c,
-/// `note_page`). Level 3 maps pages. Other lines, like the title, have no range.
-fn count_mappings(dump: &str, blocks: &BTreeSet<u64>, block_bytes: u64) -> (u64, u64) {
-    let page_bytes = host_page_bytes();
-    let (mut found_blocks, mut found_pages) = (0, 0);
-    for (start, end, level) in dump.lines().filter_map(mappings) {
-        for number in start / block_bytes..end.div_ceil(block_bytes) {
-            if !blocks.contains(&number) {
-                continue;
-            }
-            let bytes = end.min((number + 1) * block_bytes) - start.max(number * block_bytes);
-            if level == 3 {
-                found_pages += bytes / page_bytes;
-            } else {
-                // A block of a higher level counts for each of ours that it covers.
-                found_blocks += bytes.div_ceil(block_bytes);
-            }
-        }
-    }
-    (found_blocks, found_pages)
-}
-
-/// Start, end and level of one line.
-fn mappings(line: &str) -> Option<(u64, u64, u32)> {
-    let mut words = line.split_whitespace();
-    let (start, end) = words.next()?.split_once('-')?;
-    let hex = |text: &str| u64::from_str_radix(text.strip_prefix("0x")?, 16).ok();
-    let level = words.nth(1)?.parse().ok()?;
-    let (start, end) = (hex(start)?, hex(end)?);
-    (start < end && level <= 3).then_some((start, end, level))
 }
 
 #[cfg(test)]
@@ -238,22 +201,5 @@ mod tests {
         assert_eq!(with(2, 0), []);
         assert_eq!(with(2, 1), [("dissolved".to_owned(), 1)]);
         assert_eq!(with(3, 0), [("blocks-after".to_owned(), 2)]);
-    }
-
-    #[test]
-    fn a_dump_is_counted_by_level_within_the_blocks_asked_for() {
-        let dump = "---[ Guest IPA ]---\n\
-                    0x0000000020000000-0x0000000020400000           4M 2   R W X AF BLK \n\
-                    0x0000000020400000-0x0000000020401000           4K 3   R   X AF \n\
-                    0x0000000020402000-0x0000000020410000          56K 3   R W X AF \n\
-                    0x0000000040000000-0x0000000080000000           1G 1   R W X AF BLK \n\
-                    nonsense\n0x20-0x10 4K 3\n";
-        // The test's pages are the host's; the dump's are 4K.
-        let pages = |bytes: u64| bytes / host_page_bytes();
-        let count = |blocks: &[u64]| count_mappings(dump, &blocks.iter().copied().collect(), 2 << 20);
-        assert_eq!(count(&[256, 257]), (2, 0));
-        assert_eq!(count(&[257, 258]), (1, pages(0x1000) + pages(0xe000)));
-        assert_eq!(count(&[512, 600]), (2, 0), "a block of a higher level covers each");
-        assert_eq!(count(&[259]), (0, 0));
     }
 }

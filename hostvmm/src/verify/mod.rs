@@ -15,6 +15,7 @@ pub mod oracle;
 mod passes;
 mod running;
 mod served;
+pub(crate) mod stage2;
 
 use std::path::PathBuf;
 use std::time::Duration;
