@@ -55,18 +55,22 @@ pub(crate) fn programs(checkout: &Path, build: bool, progress: Progress) -> Resu
             return Err(Error::NoTarget { target: MUSL });
         }
         progress.step(format_args!("building hostvmm for {target} and the firmware"));
-        let mut firmware = cargo(checkout);
-        firmware.args(["build", "--quiet", "--release", "--package", "firmware", "--target", FIRMWARE]);
-        if has_armv7 {
-            firmware.args(["--target", FIRMWARE_ARMV7]);
-        }
+        let firmware = |target: &str| {
+            let mut build = cargo(checkout);
+            build.args(["build", "--quiet", "--release", "--package", "firmware", "--target", target]);
+            build
+        };
         // They have no crate in common, and the end of one build leaves CPUs to the other.
-        let firmware = command::start(&mut firmware, "cargo", "cargo")?;
+        let first = command::start(&mut firmware(FIRMWARE), "cargo", "cargo")?;
         let mut host = host_command(checkout, target, "build");
         host.args(["--package", "hostvmm", "--package", "lab-init"]);
         let host = command::visibly(&mut host, "cargo", "cargo");
-        firmware.wait()?;
+        first.wait()?;
         host?;
+        if has_armv7 {
+            // A build of its own: in one for both targets, each gets the features that the other asks of a crate.
+            command::visibly(&mut firmware(FIRMWARE_ARMV7), "cargo", "cargo")?;
+        }
     } else {
         programs.firmware_armv7 = programs.firmware_armv7.filter(|path| path.is_file());
         if let Some(missing) =
