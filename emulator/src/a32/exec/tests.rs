@@ -354,3 +354,39 @@ fn unpredictable_operands_are_not_modelled() {
         assert!(!is_modelled(word), "{word:#010x}");
     }
 }
+
+#[test]
+fn no_word_breaks_the_machine() {
+    // SplitMix64.
+    let mut state = 0x7469_6465_u64;
+    let mut random = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb) >> 16
+    };
+    for round in 0..120 {
+        let words: Vec<u32> =
+            (0..512).map(|_| random() as u32 | if random() & 1 == 0 { 14 << 28 } else { 0 }).collect();
+        let mut bench = Bench::a32(&words);
+        bench.cpu.sys.cpacr = 0xf << 20;
+        bench.cpu.sys.fpexc = 1 << 30;
+        let (cpsr, sys) = (bench.cpu.cpsr(), bench.cpu.sys.clone());
+        for (index, word) in words.iter().enumerate() {
+            bench.cpu.sys = sys.clone();
+            bench.cpu.translation_changed();
+            bench.cpu.replace_cpsr(cpsr).expect("a mode that exists");
+            bench.cpu.set_mode(Mode::ALL[round % Mode::ALL.len()]);
+            bench.cpu.pc = BASE + 4 * index as u64;
+            for register in 0..15 {
+                bench.cpu.x[register] =
+                    if random() & 1 == 0 { DATA + (random() & 0xffff) } else { random() & 0xffff_ffff };
+            }
+            let before = bench.cpu.retired;
+            let stop = run(&mut bench.cpu, 1);
+            let executed = bench.cpu.retired - before;
+            assert_eq!(executed, u64::from(stop != Stop::Mmio), "{word:#010x}: {stop:?}");
+            assert!(bench.cpu.x[..15].iter().all(|&value| value >> 32 == 0), "{word:#010x} leaves an upper half");
+            assert!(bench.cpu.pc >> 32 <= 1, "{word:#010x} goes to {:#x}", bench.cpu.pc);
+        }
+    }
+}
