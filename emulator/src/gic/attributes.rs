@@ -22,12 +22,13 @@ const LINE_LEVEL: u32 = 7;
 const IIDR: u64 = 0x8;
 const IIDR_REVISION: u64 = 0xf000;
 const ISPENDR: std::ops::Range<u64> = 0x200..0x280;
+const BPR0: u16 = encoding(3, 0, 12, 8, 3);
 const BPR1: u16 = encoding(3, 0, 12, 12, 3);
 const CTLR: u16 = encoding(3, 0, 12, 12, 4);
 /// The registers of the CPU interface that are state: the others command or identify.
 const INTERFACE: [u16; 9] = [
     encoding(3, 0, 4, 6, 0),   // ICC_PMR_EL1
-    encoding(3, 0, 12, 8, 3),  // ICC_BPR0_EL1
+    BPR0,                      // ICC_BPR0_EL1
     encoding(3, 0, 12, 8, 4),  // ICC_AP0R0_EL1
     encoding(3, 0, 12, 9, 0),  // ICC_AP1R0_EL1
     BPR1,                      // ICC_BPR1_EL1
@@ -131,7 +132,15 @@ impl GicState {
                 }
             }
             Place::Word(frame, offset) => self.frame_write(frame, offset, 4, value),
-            Place::Interface(vcpu, BPR1) => self.interfaces[vcpu].set_bpr1(value),
+            // Binary points below the least that there is become it: KVM has such until the guest writes them.
+            Place::Interface(vcpu, BPR0) => {
+                self.interfaces[vcpu].set_bpr0(value);
+                return Ok(());
+            }
+            Place::Interface(vcpu, BPR1) => {
+                self.interfaces[vcpu].set_bpr1(value);
+                return Ok(());
+            }
             Place::Interface(_, CTLR) if (now ^ value) & PRIORITY_BITS != 0 => return Err(refused),
             Place::Interface(vcpu, CTLR) => {
                 self.interfaces[vcpu].cbpr = value & CBPR != 0;

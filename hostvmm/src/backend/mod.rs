@@ -392,6 +392,9 @@ pub const fn register_bytes(register: u64) -> usize {
     1 << (register >> 52 & 0xf)
 }
 
+/// PMINTENCLR_EL1, PMCNTENCLR_EL0 and PMOVSCLR_EL0: views of the registers that set, whose writes take bits away.
+const CLEARING_REGISTERS: [u64; 3] = [0x6030_0000_0013_c4f2, 0x6030_0000_0013_dce2, 0x6030_0000_0013_dce3];
+
 /// A virtual machine: everything that is shared by its vCPUs.
 pub trait Vm: Send + Sync {
     /// What executes it.
@@ -520,6 +523,19 @@ pub trait Vcpu: Send {
     /// # Errors
     /// [`BackendError::Register`] where there is none or it refuses the value.
     fn set_reg(&mut self, register: u64, value: u128) -> Result<(), BackendError>;
+
+    /// Writes all of `registers`, as read in the order of [`Self::reg_list`]: to restore a saved vCPU.
+    ///
+    /// The PMU's enables and overflows have two ids each, which read the same; since Linux 6.3 a write of the one sets bits,
+    /// of the other clears them. All are cleared first, and then only what sets is written.
+    ///
+    /// # Errors
+    /// [`BackendError::Register`] for the first that is refused; those before it are written.
+    fn restore_regs(&mut self, registers: &[(u64, u128)]) -> Result<(), BackendError> {
+        let (clear, others): (Vec<_>, Vec<_>) = registers.iter().partition(|(id, _)| CLEARING_REGISTERS.contains(id));
+        clear.into_iter().try_for_each(|(id, _)| self.set_reg(id, u64::MAX.into()))?;
+        others.into_iter().try_for_each(|(id, value)| self.set_reg(id, value))
+    }
 
     /// Whether the vCPU is on, as PSCI has it. Not among the registers.
     ///
