@@ -2,9 +2,10 @@
 
 pub(crate) mod cache;
 pub(crate) mod cpu;
+mod device;
 pub(crate) mod entry;
 pub(crate) mod features;
 pub(crate) mod mmu;
 pub(crate) mod pattern;
 pub(crate) mod timer;
-pub(crate) mod vectors;
+mod vectors;

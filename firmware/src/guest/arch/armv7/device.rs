@@ -1,6 +1,6 @@
 //! Device accesses of crate `safe-mmio`, on which crate `arm-gic` rests.
 //!
-//! On AArch64 the crate makes them by assembly; here it would make volatile accesses, which the compiler turns into LDRD or
+//! Left to itself the crate would make volatile accesses here, which the compiler turns into LDRD or
 //! into accesses with writeback. Their traps do not describe themselves to a hypervisor (HSR.ISV), so KVM refuses them.
 //! The crate lets the program bring its own. Registers of 64 bits are accessed by halves, which a GICv3 allows
 //! (IHI 0069 12.1.3).
