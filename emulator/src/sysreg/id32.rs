@@ -25,19 +25,19 @@ pub const MMFR3: u64 = 2 << 24 | 1 << 20 | 2 << 12 | 2 << 8 | 1 << 4 | 1;
 pub const MMFR4: u64 = 1 << 16;
 /// ID_ISAR0: divide, BKPT, bit field, CLZ.
 pub const ISAR0: u64 = 2 << 24 | 1 << 20 | 1 << 8 | 1 << 4;
-/// ID_ISAR1: BX and BLX, MOVW, extensions, CPS with SRS and RFE, exception-returning LDM.
-pub const ISAR1: u64 = 2 << 24 | 1 << 20 | 2 << 12 | 1 << 8 | 1 << 4;
+/// ID_ISAR1: BXJ as BX, BX and BLX, MOVW, extensions, CPS with SRS and RFE, exception-returning LDM.
+pub const ISAR1: u64 = 1 << 28 | 2 << 24 | 1 << 20 | 2 << 12 | 1 << 8 | 1 << 4;
 /// ID_ISAR2: reversal, PSR access, long multiplications unsigned and signed, MLS, hints, LDRD with acquire and release.
 pub const ISAR2: u64 = 2 << 28 | 1 << 24 | 2 << 20 | 3 << 16 | 2 << 12 | 4 << 4 | 2;
 /// ID_ISAR3: NOP, LDREXB/H/D, SVC, parallel arithmetic, saturation.
 pub const ISAR3: u64 = 1 << 24 | 2 << 12 | 1 << 8 | 3 << 4 | 1;
 /// ID_ISAR4: barriers, writeback, shifts, unprivileged accesses.
 pub const ISAR4: u64 = 1 << 16 | 1 << 8 | 4 << 4 | 2;
-/// ID_ISAR5: SEVL.
-pub const ISAR5: u64 = 1;
+/// ID_ISAR5: CRC32, SEVL. No cryptography.
+pub const ISAR5: u64 = 1 << 16 | 1;
 /// MVFR0: 32 doubleword registers; no floating-point arithmetic.
 pub const MVFR0: u64 = 2;
-/// MVFR1: Advanced SIMD loads, stores and integers.
+/// MVFR1: Advanced SIMD loads, stores and integers; of these, what is not modelled is UNDEFINED and named in the log.
 pub const MVFR1: u64 = 1 << 12 | 1 << 8;
 /// FPSID: software's implementer (0), VFPv3 register layout.
 pub const FPSID: u64 = 3 << 16;
