@@ -42,7 +42,7 @@ pub(crate) fn programs(checkout: &Path, build: bool, progress: Progress) -> Resu
     let target = target(checkout);
     let host = output.join(target).join(PROFILE);
     let firmware = |target: &str| output.join(target).join("release").join("firmware");
-    let has_armv7 = checkout.join("linker/armv7a.ld").exists() && has_target(checkout, FIRMWARE_ARMV7);
+    let has_armv7 = has_target(checkout, FIRMWARE_ARMV7);
     let mut programs = Programs {
         init: host.join("lab-init"),
         hostvmm: host.join("hostvmm"),

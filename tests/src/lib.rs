@@ -83,6 +83,15 @@ pub fn hostvmm() -> &'static Path {
     HOSTVMM.get_or_init(|| build(&["-p", "hostvmm", "--bin", "hostvmm"]).expect("hostvmm builds"))
 }
 
+/// The built `lab`.
+///
+/// # Panics
+/// If it does not build.
+pub fn lab() -> &'static Path {
+    static LAB: OnceLock<PathBuf> = OnceLock::new();
+    LAB.get_or_init(|| build(&["-p", "lab"]).expect("the lab builds"))
+}
+
 /// What a run of `hostvmm` left behind.
 pub struct Run {
     /// Exit status.

@@ -1,0 +1,126 @@
+//! The KVM tier: hostvmm on a real `/dev/kvm`, in the lab's guest with Debian's 6.12 (docs/lab.md). All tests share one
+//! boot. Where QEMU, the kernel or the compiler for the guest is missing they report "skipped: …"; `scripts/test`
+//! brings all that first, and then a skip is a failure (`TIDEMARK_REQUIRE_LAB`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tests::lab;
+
+/// The lab's exit status where this machine lacks something.
+const UNAVAILABLE: i32 = 126;
+/// Guests, with hostvmm's options for each.
+const ARCHITECTURES: [(&str, &str); 3] =
+    [("a64", ""), ("short", "--arch armv7 --tables short"), ("lpae", "--arch armv7 --tables lpae")];
+/// Where the guest has the ARMv7 firmware; there is none if the compiler lacks its target.
+const FIRMWARE_ARMV7: &str = "/target/armv7a-none-eabi/release/firmware";
+/// Passes of a run, without pass 0.
+const PASSES: usize = 4;
+/// hostvmm's unit tests that meet KVM; the others need no other host than that of `cargo test`.
+const UNIT_TESTS: &str = "backend:: dirty:: probe:: vcpus:: memory::";
+/// Seconds for everything in the guest: several times what it takes on two idle CPUs.
+const TIMEOUT_SECONDS: &str = "900";
+
+/// The files of the one boot; the reason why there was none.
+fn boot() -> Result<&'static Path, &'static str> {
+    static BOOT: OnceLock<Result<TempDir, String>> = OnceLock::new();
+    let boot = BOOT.get_or_init(|| {
+        let out = tempfile::tempdir().expect("a temporary directory");
+        let mut command = Command::new(lab());
+        command.args(["run", "--kernel", "6.12", "--no-fetch", "--quiet", "--unit-tests", "--cpus", "2"]);
+        command.args(["--timeout", TIMEOUT_SECONDS, "--out"]).arg(out.path());
+        let output = command.args(["--", "sh", "-c", &script()]).output().expect("the lab starts");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        match output.status.code() {
+            Some(0) => Ok(out),
+            Some(UNAVAILABLE) => Err(stderr),
+            _ => panic!("{}\n{stderr}{}", output.status, String::from_utf8_lossy(&output.stdout)),
+        }
+    });
+    boot.as_ref().map(TempDir::path).map_err(String::as_str)
+}
+
+/// The boot's files, or `None` after saying that the test is skipped.
+fn boot_or_skip() -> Option<&'static Path> {
+    match boot() {
+        Ok(out) => Some(out),
+        Err(why) if std::env::var_os("TIDEMARK_REQUIRE_LAB").is_none() => {
+            println!("skipped: {}", why.trim());
+            None
+        }
+        Err(why) => panic!("the lab was promised and is not there: {why}"),
+    }
+}
+
+/// A verification with its name: the stem of its files.
+fn runs() -> Vec<(String, String)> {
+    let mut runs = Vec::new();
+    for log in ["bitmap", "manual", "initset", "ring"] {
+        for (arch, options) in ARCHITECTURES {
+            for vcpus in [1, 4] {
+                let name = format!("passes-{log}-{arch}-{vcpus}");
+                let options = format!("--dirty-log {log} --vcpus {vcpus} --workload mixed --passes {PASSES} {options}");
+                runs.push((name, format!("passes --accel kvm {options}")));
+            }
+        }
+    }
+    runs
+}
+
+/// What the guest runs; each command leaves its output and its exit code.
+fn script() -> String {
+    let mut script = "test -c /dev/kvm || exit 1\n\
+        test -f FIRMWARE_ARMV7 || touch no-armv7\n\
+        job() { name=$1; shift; \"$@\" >\"$name.txt\" 2>&1; echo $? >\"$name.code\"; }\n"
+        .replace("FIRMWARE_ARMV7", FIRMWARE_ARMV7);
+    for (name, arguments) in runs() {
+        script += &format!("job {name} timeout -s KILL 120 hostvmm verify {arguments} --json {name}.json\n");
+    }
+    script + &format!("job unit timeout -s KILL 600 /files/hostvmm-tests --test-threads=2 --show-output {UNIT_TESTS}\n")
+}
+
+/// The exit code and the output of a job.
+fn job(out: &Path, name: &str) -> (i32, String) {
+    let read = |suffix: &str| fs::read_to_string(PathBuf::from(out).join(format!("{name}.{suffix}")));
+    let code = read("code").unwrap_or_else(|error| panic!("{name} was not run: {error}"));
+    (code.trim().parse().expect("an exit code"), read("txt").unwrap_or_default())
+}
+
+#[test]
+fn passes_are_exact_on_kvm_with_every_log_both_architectures_and_one_and_four_vcpus() {
+    let Some(out) = boot_or_skip() else { return };
+    for (name, arguments) in runs() {
+        if arguments.contains("armv7") && out.join("no-armv7").exists() {
+            println!("skipped: {name}: the compiler has no target armv7a-none-eabi");
+            continue;
+        }
+        let (code, output) = job(out, &name);
+        assert_eq!(code, 0, "{name}:\n{output}");
+        let text = fs::read(out.join(format!("{name}.json"))).unwrap();
+        let ledger: Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(ledger["verdict"], "pass", "{name}");
+        assert_eq!(ledger["accelerator"], "kvm", "{name}");
+        assert_eq!(ledger["provenance"], "kvm (nested in emulation)", "{name}");
+        let log = ledger["dirty_log"].as_str().unwrap();
+        assert!(name.contains(&format!("-{log}-")), "{name}: {log}");
+        let passes = ledger["passes"].as_array().unwrap();
+        assert_eq!(passes.len(), PASSES + 1, "{name}");
+        assert!(passes.iter().skip(1).all(|pass| pass["harvested"].as_u64().unwrap() > 0), "{name}");
+    }
+}
+
+#[test]
+fn unit_and_conformance_tests_hold_on_kvm() {
+    let Some(out) = boot_or_skip() else { return };
+    let (code, output) = job(out, "unit");
+    assert_eq!(code, 0, "{output}");
+    for suite in ["backend::kvm::tests::", "backend::conformance::", "dirty::conformance::"] {
+        assert!(output.contains(suite), "{suite} was not run:\n{output}");
+    }
+    // scripts/test counts such lines.
+    output.lines().filter(|line| line.starts_with("skipped: ")).for_each(|line| println!("{line} (in the lab)"));
+}
