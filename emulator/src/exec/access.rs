@@ -207,7 +207,10 @@ impl Cpu {
 
     fn probe(&mut self, va: u64, len: u64, write: bool) -> Result<(), Trap> {
         let context = self.tlb.context();
-        for at in [va, va.wrapping_add(len - 1)] {
+        // A fault on the second page is reported at its start (D24.2.42).
+        let room = PAGE_BYTES - va % PAGE_BYTES;
+        let last = if len > room { va.wrapping_add(room) } else { va };
+        for at in [va, last] {
             if let Place::Io { .. } = self.resolve(at, write, context)? {
                 return Err(self.abort(Status::External, at, write, context));
             }
@@ -294,6 +297,24 @@ impl Cpu {
     /// Whether a misaligned access at `va` must fault before any translation.
     fn refuses_misaligned(&self) -> bool {
         self.sys.regime().sctlr & SCTLR_A != 0
+    }
+
+    /// Whether an access in units of `1 << shift` bytes at `va` is misaligned and SCTLR_EL1.A forbids that.
+    #[inline(always)]
+    pub(crate) fn is_misaligned(&self, va: u64, shift: u32) -> bool {
+        va & ((1 << shift) - 1) != 0 && self.sys.sctlr & SCTLR_A != 0
+    }
+
+    /// Checks the alignment of an access in units of `1 << shift` bytes, which comes before any translation.
+    ///
+    /// # Errors
+    /// [`Trap`].
+    #[inline(always)]
+    pub(crate) fn check_aligned(&mut self, va: u64, shift: u32, write: bool) -> Result<(), Trap> {
+        if self.is_misaligned(va, shift) {
+            return Err(self.abort(Status::Alignment, va, write, self.tlb.context()));
+        }
+        Ok(())
     }
 
     /// A load of `1 << shift` bytes into `slot`.

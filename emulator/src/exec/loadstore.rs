@@ -228,7 +228,8 @@ pub(crate) fn load_q<const MODE: u8>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flo
 /// STR and STUR of Q.
 pub(crate) fn store_q<const MODE: u8>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
     let value = cpu.v[usize::from(op.rd & 31)];
-    if cpu.store_pair_hit::<u64>(address::<MODE>(cpu, op), value as u64, (value >> 64) as u64) {
+    let va = address::<MODE>(cpu, op);
+    if !cpu.is_misaligned(va, 4) && cpu.store_pair_hit::<u64>(va, value as u64, (value >> 64) as u64) {
         write_back::<MODE>(cpu, op);
         next(cpu, rest)
     } else {
@@ -240,7 +241,10 @@ pub(crate) fn store_q<const MODE: u8>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Fl
 #[inline(never)]
 fn store_q_missed<const MODE: u8>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
     let value = cpu.v[usize::from(op.rd & 31)];
-    match cpu.store_pair::<u64>(address::<MODE>(cpu, op), value as u64, (value >> 64) as u64) {
+    let va = address::<MODE>(cpu, op);
+    let done =
+        cpu.check_aligned(va, 4, true).and_then(|()| cpu.store_pair::<u64>(va, value as u64, (value >> 64) as u64));
+    match done {
         Ok(()) => {
             write_back::<MODE>(cpu, op);
             next(cpu, rest)
@@ -251,6 +255,7 @@ fn store_q_missed<const MODE: u8>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
 
 #[inline(always)]
 fn load_quad(cpu: &mut Cpu, va: u64) -> Result<u128, Trap> {
+    cpu.check_aligned(va, 4, false)?;
     let (low, high) = cpu.load_pair::<u64>(va)?;
     Ok(u128::from(high) << 64 | u128::from(low))
 }
@@ -322,7 +327,7 @@ pub(crate) fn load_pair_q<const MODE: u8>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -
 pub(crate) fn store_pair_q<const MODE: u8>(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
     let va = address::<MODE>(cpu, op);
     let (first, second) = (cpu.v[usize::from(op.rd & 31)], cpu.v[usize::from(op.ra & 31)]);
-    let done = cpu.probe_store(va, 32).and_then(|()| {
+    let done = cpu.check_aligned(va, 4, true).and_then(|()| cpu.probe_store(va, 32)).and_then(|()| {
         cpu.store_pair::<u64>(va, first as u64, (first >> 64) as u64)?;
         cpu.store_pair::<u64>(va.wrapping_add(16), second as u64, (second >> 64) as u64)
     });

@@ -143,12 +143,9 @@ fn fetch_slow(cpu: &mut Cpu) -> Result<Block, FaultInfo> {
         cpu.pc &= 0xffff_ffff;
     }
     let pc = cpu.pc;
-    // PC alignment has priority over an illegal state, that over an abort (DDI 0487 D1.3.5.5).
+    // PC alignment has priority over an abort of the fetch, that over an illegal state (DDI 0487 D1.3.5.5).
     if pc & 3 != 0 {
         return Err(FaultInfo::pc_alignment(pc));
-    }
-    if cpu.pstate.il {
-        return Err(FaultInfo::ILLEGAL_STATE);
     }
     let user = cpu.tlb.context();
     let page = match cpu.code.page(pc, user) {
@@ -165,6 +162,9 @@ fn fetch_slow(cpu: &mut Cpu) -> Result<Block, FaultInfo> {
             cpu.code.map_page(pc, user, translation.pa.raw() & !within, byte - (pc & within))
         }
     };
+    if cpu.pstate.il {
+        return Err(FaultInfo::ILLEGAL_STATE);
+    }
     if let Some(block) = cpu.code.block(page, pc) {
         return Ok(block);
     }

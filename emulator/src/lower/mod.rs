@@ -44,8 +44,29 @@ pub(crate) fn lower(word: u32, pc: u64) -> (Op, bool) {
     }
 }
 
-/// The name of an instruction for the log: its mnemonic, its class and its word.
-pub(crate) fn describe(word: u32) -> String {
+/// What the emulator makes of an instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Support {
+    /// It is executed.
+    Executes,
+    /// Its encoding is reserved: UNDEFINED, as on hardware of this version.
+    Reserved,
+    /// It exists but is not modelled: UNDEFINED here, whatever hardware does.
+    Unknown,
+}
+
+/// Whether the instruction `word` is executed.
+pub fn support(word: u32) -> Support {
+    let insn = Insn { word, pc: 0 };
+    match decoder::decode(word).map(|opcode| by_class(insn, opcode)) {
+        Some(Lowered::Op(_) | Lowered::Last(_)) => Support::Executes,
+        None | Some(Lowered::Reserved) => Support::Reserved,
+        Some(Lowered::Unknown) => Support::Unknown,
+    }
+}
+
+/// The name of an instruction for people: its mnemonic, its class and its word.
+pub fn describe(word: u32) -> String {
     match decoder::decode(word) {
         Some(opcode) => {
             let definition = opcode.definition();

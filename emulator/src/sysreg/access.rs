@@ -52,7 +52,8 @@ fn check(cpu: &mut Cpu, enc: u16, read: bool) -> Result<(), Trap> {
         return Err(Trap::Exception);
     }
     if cpu.pstate.el != 0 {
-        return Ok(());
+        // The stack pointer in use is SP, not SP_EL0 (C5.2.23).
+        return if enc == SP_EL0 && !cpu.pstate.sp_sel { Err(Trap::Undefined) } else { Ok(()) };
     }
     if enc >> 11 & 7 != 3 {
         return Err(Trap::Undefined);
@@ -65,8 +66,9 @@ fn check(cpu: &mut Cpu, enc: u16, read: bool) -> Result<(), Trap> {
         Holder::Pmu => pmu::el0_may_access(pmu::user_enable(cpu), enc, !read),
         Holder::Gic | Holder::Here => match enc {
             DAIF => sctlr & sctlr::UMA != 0,
+            // Read-only at EL0: a write is UNDEFINED, not trapped.
+            TPIDRRO_EL0 | CTR_EL0 if !read => return Err(Trap::Undefined),
             CTR_EL0 => sctlr & sctlr::UCT != 0,
-            TPIDRRO_EL0 if !read => return Err(Trap::Undefined),
             _ => true,
         },
     };

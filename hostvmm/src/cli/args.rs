@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::quantity;
 use crate::dirty::DirtyLogKind;
 use crate::memory::{Backing, host_page_bytes};
+use crate::verify::cpu::Group;
 
 /// Proves, byte for byte, that a hypervisor's dirty-page log and what rests on it deliver every byte.
 #[derive(Debug, Parser)]
@@ -38,7 +39,7 @@ pub(crate) enum Command {
     /// Run a scenario and check everything in it.
     #[command(after_help = "Examples:\n  hostvmm verify passes --granule 64k --va-bits 42 --workload mixed --vcpus 4 \
         --json ledger.json\n  hostvmm verify passes --arch armv7 --tables lpae --workload mixed\n  hostvmm verify matrix --format \
-        ktap\n  hostvmm verify hugepages --backing hugetlb:2M --region-size 32M --vcpus 4")]
+        ktap\n  hostvmm verify hugepages --backing hugetlb:2M --region-size 32M --vcpus 4\n  hostvmm verify cpu --count 4000 --seed 7")]
     Verify(VerifyArgs),
     /// Keep a file, or a peer, equal to a running guest's region; ends when the guest's writers have stopped.
     #[command(
@@ -80,6 +81,31 @@ pub(crate) struct VerifyArgs {
     pub(crate) scenario: Scenario,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
+    #[command(flatten)]
+    pub(crate) cpu: CpuArgs,
+}
+
+/// Options of `verify cpu` alone.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of verify cpu")]
+pub(crate) struct CpuArgs {
+    /// Blocks of instructions to compare [default: 100000].
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(crate) count: Option<u64>,
+    /// Compare only this block, as a disagreement names it.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", conflicts_with = "count", value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]
+    pub(crate) block: Option<u64>,
+    /// Compare blocks of this group only: integer, crc, branch, memory, exclusive, atomic, simd, system, maintenance,
+    /// exception, walk.
+    #[arg(long, value_name = "GROUP", value_parser = group)]
+    pub(crate) group: Option<Group>,
+}
+
+impl CpuArgs {
+    /// Whether none is given.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count.is_none() && self.block.is_none() && self.group.is_none()
+    }
 }
 
 /// Scenarios of `verify`.
@@ -94,6 +120,9 @@ pub(crate) enum Scenario {
     Faults,
     /// On KVM with huge pages: block mappings before logging, dissolved page by page while the log is exact, rebuilt after.
     Hugepages,
+    /// Run random blocks of instructions and page-table walks on KVM and on the emulator, and compare every register and byte.
+    /// Of the common options it takes --arch, --seed, --json, --report and --format.
+    Cpu,
 }
 
 /// Options of `replicate`.
@@ -448,6 +477,11 @@ fn eager_split(text: &str) -> Result<EagerSplit, String> {
             _ => Err(format!("{size:?} is no block size; write auto, off, or a power of two like 2M")),
         },
     }
+}
+
+fn group(text: &str) -> Result<Group, String> {
+    Group::by_name(text)
+        .ok_or_else(|| format!("there is no group {text:?}; there are {}", Group::ALL.map(Group::name).join(", ")))
 }
 
 fn seed(text: &str) -> Result<u64, String> {

@@ -44,6 +44,11 @@ impl Ending {
         Self { status: FAILED, message: with_causes(&error) }
     }
 
+    /// The run failed: an error with its causes, and what to do about it.
+    pub(crate) fn failed_with(error: &dyn Error, advice: &str) -> Self {
+        Self { status: FAILED, message: format!("{}; {advice}", with_causes(error)) }
+    }
+
     /// Whether the ending means bad usage or input.
     pub(crate) fn is_usage(&self) -> bool {
         self.status == USAGE

@@ -5,6 +5,7 @@
 //! Exit status: 0 verified, 1 a check failed, 2 usage or bad input, 4 skipped.
 
 mod args;
+mod cpu;
 mod ending;
 mod quantity;
 mod replicate;
@@ -100,7 +101,11 @@ fn run(args: &RunArgs) -> Result<Verdict, Ending> {
 fn verify(args: &VerifyArgs) -> Result<Verdict, Ending> {
     let interrupt = interrupt_on_signals()?;
     let common = &args.common;
+    if args.scenario != Scenario::Cpu && !args.cpu.is_empty() {
+        return Err(Ending::usage("--count, --block and --group are options of verify cpu".to_owned()));
+    }
     match args.scenario {
+        Scenario::Cpu => publish(cpu::run(args, &interrupt), "cpu", common),
         Scenario::Passes => {
             let outcome = common.spec("passes").and_then(|spec| {
                 let progress = Progress::new("passes", spec.passes + 1);

@@ -180,7 +180,7 @@ impl CommonArgs {
     }
 
     /// Refuses places that the ledger or report could not be written to, before the run and not after it.
-    fn check_outputs(&self) -> Result<(), Ending> {
+    pub(crate) fn check_outputs(&self) -> Result<(), Ending> {
         if let Some(path) = &self.json {
             ledger::check_writable(path).map_err(Ending::input)?;
         }
@@ -229,6 +229,7 @@ impl CommonArgs {
             migration: None,
             faults: Vec::new(),
             hugepages: None,
+            groups: Vec::new(),
             mismatches: Vec::new(),
             cells: Vec::new(),
             reproduce: std::env::args().collect::<Vec<_>>().join(" "),

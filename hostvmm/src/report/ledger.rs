@@ -70,7 +70,7 @@ pub struct Ledger {
     /// Why it did not pass; absent where it did.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
-    /// Name of the scenario: `run`, `passes`, `matrix`, `faults`, `hugepages`.
+    /// Name of the scenario: `run`, `passes`, `matrix`, `faults`, `hugepages`, `cpu`.
     pub scenario: String,
     /// `emulator` or `kvm`.
     pub accelerator: String,
@@ -114,6 +114,9 @@ pub struct Ledger {
     /// What stage 2 was made of; absent in scenarios that do not look.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub hugepages: Option<HugePagesEntry>,
+    /// Blocks of instructions that were compared, by group; empty in scenarios other than `cpu`.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub groups: Vec<GroupEntry>,
     /// Every check that failed, in order, at most [`MAX_MISMATCHES`].
     pub mismatches: Vec<Mismatch>,
     /// The ledgers of a scenario made of many runs; empty in a single run.
@@ -277,6 +280,26 @@ pub struct FaultEntry {
     /// Why it could not be planted; absent where it was.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub skipped: Option<String>,
+}
+
+/// A group of blocks of instructions in the ledger.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupEntry {
+    /// Its name.
+    pub group: String,
+    /// Blocks compared.
+    pub blocks: u64,
+    /// Instructions in them.
+    pub instructions: u64,
+    /// Blocks that disagreed.
+    pub disagreements: u64,
+}
+
+impl GroupEntry {
+    /// A group called `name` of which nothing has been compared yet.
+    pub fn named(name: &str) -> Self {
+        Self { group: name.to_owned(), ..Self::default() }
+    }
 }
 
 /// A check that failed.

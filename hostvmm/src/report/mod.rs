@@ -20,7 +20,7 @@ use std::path::Path;
 pub use html::html;
 pub use junit::junit;
 pub use ktap::ktap;
-pub use ledger::{FaultEntry, Ledger, LedgerError, Mismatch, PassEntry, RegionEntry, Verdict};
+pub use ledger::{FaultEntry, GroupEntry, Ledger, LedgerError, Mismatch, PassEntry, RegionEntry, Verdict};
 pub use progress::Progress;
 pub use text::text;
 
@@ -63,7 +63,14 @@ fn checks(ledger: &Ledger) -> Vec<Check> {
             check(format!("pass {}", entry.pass), (!wrong.is_empty()).then(|| wrong.join("; ")))
         })
         .collect();
-    let beyond = ledger.mismatches.iter().filter(|m| !ledger.passes.iter().any(|entry| entry.pass == m.pass));
+    for entry in &ledger.groups {
+        let wrong: Vec<String> = ledger.mismatches.iter().filter(|m| is_of(m, entry)).map(describe).collect();
+        let name = format!("{}: {} blocks", entry.group, entry.blocks);
+        checks.push(check(name, (!wrong.is_empty()).then(|| wrong.join("; "))));
+    }
+    let beyond = ledger.mismatches.iter().filter(|m| {
+        !ledger.passes.iter().any(|entry| entry.pass == m.pass) && !ledger.groups.iter().any(|entry| is_of(m, entry))
+    });
     let beyond: Vec<String> = beyond.map(describe).collect();
     if !beyond.is_empty() {
         checks.push(check("run".to_owned(), Some(beyond.join("; "))));
@@ -87,6 +94,11 @@ fn checks(ledger: &Ledger) -> Vec<Check> {
 /// A check that was made, with what it found wrong.
 fn check(name: String, wrong: Option<String>) -> Check {
     (name, if wrong.is_none() { Verdict::Pass } else { Verdict::Fail }, wrong)
+}
+
+/// Whether a mismatch is of a block in this group: its check begins with the group's name.
+fn is_of(mismatch: &Mismatch, entry: &GroupEntry) -> bool {
+    mismatch.check.split(' ').next() == Some(entry.group.as_str())
 }
 
 /// One mismatch in a line.
@@ -140,6 +152,7 @@ pub(crate) fn sample_ledger() -> Ledger {
         migration: None,
         faults: Vec::new(),
         hugepages: None,
+        groups: Vec::new(),
         mismatches: Vec::new(),
         cells: Vec::new(),
         reproduce: "hostvmm verify passes --seed 7".to_owned(),

@@ -35,6 +35,11 @@ impl Progress {
         self.bar.inc(1);
     }
 
+    /// `units` more are done.
+    pub fn advance_by(&self, units: u64) {
+        self.bar.inc(units);
+    }
+
     /// Prints a line above the bar (to standard error, whether or not it is a terminal).
     pub fn line(&self, text: &str) {
         if !self.hidden {

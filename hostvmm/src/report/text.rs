@@ -15,7 +15,13 @@ const RULED: TableStyle = TableStyle::new().header_separator(LineStyle::none().f
 pub fn text(ledger: &Ledger) -> String {
     let mut out = String::new();
     let mut line = |text: String| writeln!(out, "{text}").expect("writing to a String cannot fail");
-    if ledger.cells.is_empty() {
+    if !ledger.groups.is_empty() {
+        line(format!(
+            "{} on {}: {}, seed {}, against the emulator",
+            ledger.scenario, ledger.provenance, ledger.arch, ledger.seed
+        ));
+        line(groups(ledger).to_string());
+    } else if ledger.cells.is_empty() {
         line(heading(ledger));
         if !ledger.passes.is_empty() {
             line(passes(ledger).to_string());
@@ -62,6 +68,9 @@ pub fn text(ledger: &Ledger) -> String {
         }
         Verdict::Pass if ledger.scenario == "hugepages" => {
             "PASS: blocks before logging, dissolved page by page while the log was exact, rebuilt after"
+        }
+        Verdict::Pass if !ledger.groups.is_empty() => {
+            "PASS: every register and byte after every block is the same on KVM and on the emulator"
         }
         Verdict::Pass => "PASS: every page the guest wrote was logged, copied and verified",
         Verdict::Fail => "FAIL",
@@ -154,6 +163,22 @@ fn cells(ledger: &Ledger) -> Table {
         ]);
     }
     align_numbers(&mut table, 2);
+    table
+}
+
+fn groups(ledger: &Ledger) -> Table {
+    let mut table = table(&["group", "blocks", "instructions", "disagreements"]);
+    let row = |name: &str, [blocks, instructions, disagreements]: [u64; 3]| {
+        [name.to_owned(), blocks.to_string(), instructions.to_string(), disagreements.to_string()]
+    };
+    let mut all = [0; 3];
+    for entry in &ledger.groups {
+        let numbers = [entry.blocks, entry.instructions, entry.disagreements];
+        table.add_row(row(&entry.group, numbers));
+        all = std::array::from_fn(|index| all[index] + numbers[index]);
+    }
+    table.add_row(row("all", all));
+    align_numbers(&mut table, 1);
     table
 }
 

@@ -2,10 +2,12 @@
 //!
 //! - [`Spec`]: one run as the command line asks for it;
 //! - [`run_passes`], [`run_served`], [`run_matrix`], [`run_faults`], [`run_hugepages`]: the scenarios, each yielding a [`crate::report::Ledger`];
+//! - [`cpu`]: KVM and the emulator compared, instruction by instruction;
 //! - [`model`], [`oracle`]: what memory and the dirty log must be, from the plan alone;
 //!
 //! Scenarios see the traits of [`crate::backend`] and [`crate::dirty`], never a concrete backend.
 
+pub mod cpu;
 mod faults;
 mod hugepages;
 mod interrupt;

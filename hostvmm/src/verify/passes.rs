@@ -268,6 +268,7 @@ pub(super) fn blank_ledger(spec: &Spec) -> Ledger {
         migration: None,
         faults: Vec::new(),
         hugepages: None,
+        groups: Vec::new(),
         mismatches: Vec::new(),
         cells: Vec::new(),
         reproduce: reproduce(spec, &kinds.join(",")),

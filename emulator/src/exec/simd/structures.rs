@@ -96,6 +96,7 @@ pub(crate) fn load_multiple(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
     let len = u64::from(shape.repeats * shape.members * shape.lanes()) << shape.size;
     let mut loaded = [0_u128; 4];
     let mut load = |cpu: &mut Cpu| {
+        cpu.check_aligned(va, shape.size, false)?;
         cpu.probe_load(va, len)?;
         let mut at = va;
         for (register, lane) in shape.accesses(0) {
@@ -124,6 +125,7 @@ pub(crate) fn store_multiple(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
     let va = cpu.x[usize::from(op.rn)];
     let len = u64::from(shape.repeats * shape.members * shape.lanes()) << shape.size;
     let store = |cpu: &mut Cpu| {
+        cpu.check_aligned(va, shape.size, true)?;
         cpu.probe_store(va, len)?;
         let mut at = va;
         for (register, lane) in shape.accesses(op.rd) {
@@ -149,6 +151,7 @@ pub(crate) fn load_single<const REPLICATE: bool>(cpu: &mut Cpu, op: &Op, rest: &
     let len = u64::from(shape.members) << shape.size;
     let mut loaded = [0_u64; 4];
     let mut load = |cpu: &mut Cpu| {
+        cpu.check_aligned(va, shape.size, false)?;
         if shape.members > 1 {
             cpu.probe_load(va, len)?;
         }
@@ -183,6 +186,7 @@ pub(crate) fn store_single(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
     let va = cpu.x[usize::from(op.rn)];
     let len = u64::from(shape.members) << shape.size;
     let store = |cpu: &mut Cpu| {
+        cpu.check_aligned(va, shape.size, true)?;
         if shape.members > 1 {
             cpu.probe_store(va, len)?;
         }

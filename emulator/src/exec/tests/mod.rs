@@ -1,6 +1,7 @@
 //! Tests through the whole core: encodings as words, effects on registers, memory and counts. [`integer`] has data processing,
-//! [`memory`] loads, stores and atomics, this file control flow, counts and exceptions.
+//! [`memory`] loads, stores and atomics, [`faults`] their order, this file control flow, counts and exceptions.
 
+mod faults;
 mod integer;
 mod memory;
 
