@@ -4,11 +4,11 @@
 //! A key is a group and an attribute as KVM_GET_DEVICE_ATTR takes them (kvm/devices/arm-vgic-v3.rst). The order is that in
 //! which a state is restored:
 //!
-//! 1. GICD_IIDR, whose revision decides how the kernel reads the rest;
+//! 1. GICD_IIDR, whose revision decides how the kernel reads the rest; GICD_CTLR, since what becomes pending while the
+//!    distributor is off stays unnoticed in the kernel, even when it is turned on;
 //! 2. each vCPU's private interrupts and then the shared ones: first what is configured, then the level of the lines,
 //!    then what is pending and what is active. Pending is the latch alone: with the line's level apart, each can be had back;
-//! 3. each vCPU's CPU interface: ICC_CTLR_EL1 before what its width of priorities and CBPR decide;
-//! 4. GICD_CTLR, which lets interrupts out.
+//! 3. each vCPU's CPU interface: ICC_CTLR_EL1 before what its width of priorities and CBPR decide.
 //!
 //! Registers that have no state are left out: identification, GICR_CTLR and GICR_WAKER without LPIs, STATUSR.
 //! 64-bit registers are two words. LPIs do not exist here.
@@ -138,9 +138,8 @@ pub(super) fn keys(vcpus: usize, priority_bits: u32) -> impl Iterator<Item = Gic
         let active = (0..active).flat_map(|n| [ICC_AP0R0 + n, ICC_AP1R0 + n]);
         always.into_iter().chain(active).map(move |encoding| GicKey { group: CPU_INTERFACE, attr: affinity | encoding })
     });
-    let first = GicKey { group: DISTRIBUTOR, attr: GICD_IIDR };
-    let last = GicKey { group: DISTRIBUTOR, attr: GICD_CTLR };
-    std::iter::once(first).chain(private).chain(shared).chain(interfaces).chain([last])
+    let first = [GICD_IIDR, GICD_CTLR].map(key(DISTRIBUTOR));
+    first.into_iter().chain(private).chain(shared).chain(interfaces)
 }
 
 #[cfg(test)]
