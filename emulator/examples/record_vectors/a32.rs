@@ -138,7 +138,8 @@ fn tamed(word: u32) -> Option<u32> {
             let by_register = if extra { field(22, 1) == 0 } else { field(25, 1) == 1 };
             let to_pc = loads && rt == 15;
             let literal = rn == 15 && (!loads || by_register || to_pc || dual && rm & 3 != 0);
-            (!literal && !(by_register && rm == rn)).then_some(word)
+            let offset_is_base = by_register && rm == rn;
+            (!(literal || offset_is_base)).then_some(word)
         }
         // Data processing: a result of 15 is aimed by MOV only; an exception return is UNPREDICTABLE in User mode.
         0b000 | 0b001 if is_processing(word) && rt == 15 => {

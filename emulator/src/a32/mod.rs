@@ -3,7 +3,7 @@
 //! [`State`] is its state beside [`Cpu`](crate::cpu::Cpu)'s: while AArch32 runs, `Cpu::x[0..=14]` are R0 to R14 of the
 //! current mode, `Cpu::pc` is R15, and `Cpu::pstate` holds NZCV, the masks A, I and F, IL and the exception level, so that
 //! flags, interrupts and translation are shared with AArch64. [`mode`] has the modes and the banked registers, [`cpsr`] the
-//! CPSR, [`exception`] the vectors and the way back, [`coprocessor`] CP14, CP15 and the system registers of VFP. [`decode`] finds
+//! CPSR, [`exception`] the vectors and the way back, [`coprocessor`] CP14, CP15 and the system registers of VFP. [`decode()`] finds
 //! the encoding of an instruction, `lower` makes an op of it, `exec` has the handlers.
 //!
 //! As under KVM there is EL1 and EL0 only: no Monitor and no Hyp mode, HVC goes to the host. Not implemented, and not

@@ -225,7 +225,7 @@ const STRONGLY_ORDERED: u8 = 0x00;
 /// Device-nGnRE.
 const DEVICE: u8 = 0x04;
 
-/// The attribute byte of TEX:C:B without remap (DDI 0487 G5.7.2, table "TEX[2:0], C, and B encodings when TRE == 0").
+/// The attribute byte of TEX:C:B without remap (DDI 0487 G5.7.2, table "TEX\[2:0\], C, and B encodings when TRE == 0").
 fn without_remap(texcb: u32) -> u8 {
     match texcb {
         0b0_0001 | 0b0_1000 => DEVICE,

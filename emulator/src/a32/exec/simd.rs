@@ -52,14 +52,17 @@ fn set_word(cpu: &mut Cpu, number: u8, value: u32) {
 
 #[inline(always)]
 fn double(cpu: &Cpu, number: u8) -> u64 {
-    (cpu.v[usize::from(number >> 1 & 31)] >> (64 * (number & 1))) as u64
+    let register = cpu.v[usize::from(number >> 1 & 31)];
+    // A choice of halves, as a shift of 128 bits by a variable is several instructions.
+    if number & 1 == 0 { register as u64 } else { (register >> 64) as u64 }
 }
 
 #[inline(always)]
 fn set_double(cpu: &mut Cpu, number: u8, value: u64) {
     let register = &mut cpu.v[usize::from(number >> 1 & 31)];
-    let shift = 64 * (number & 1);
-    *register = *register & !(u128::from(u64::MAX) << shift) | u128::from(value) << shift;
+    let low = u128::from(u64::MAX);
+    *register =
+        if number & 1 == 0 { *register & !low | u128::from(value) } else { *register & low | u128::from(value) << 64 };
 }
 
 /// Sets a doubleword or, if the op is on quadwords, two.

@@ -229,7 +229,7 @@ pub(in crate::a32) fn rfe(insn: Insn) -> Lowered {
     Lowered::Last(Op { rn: insn.reg(16), ..two_words(insn, run::rfe) })
 }
 
-/// MCR and MRC: the register in `imm` as [`run::register`] unpacks it. Only CP14 and CP15 exist.
+/// MCR and MRC: the word itself in `imm`, as it names the register. Only CP14 and CP15 exist.
 pub(in crate::a32) fn transfer(insn: Insn) -> Lowered {
     let read = insn.bit(20);
     // A destination of 15 is APSR_nzcv, which only debug registers have a use for.
