@@ -75,6 +75,7 @@ fn runs() -> Vec<(String, String)> {
 fn script() -> String {
     let mut script = "test -c /dev/kvm || exit 1\n\
         test -f FIRMWARE_ARMV7 || touch no-armv7\n\
+        echo 32 >/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages\n\
         job() { name=$1; shift; \"$@\" >\"$name.txt\" 2>&1; echo $? >\"$name.code\"; }\n"
         .replace("FIRMWARE_ARMV7", FIRMWARE_ARMV7);
     for (name, arguments) in runs() {
