@@ -54,10 +54,11 @@ impl Op {
     }
 }
 
-/// In [`Op::aux`] of an op that sets flags: with [`CONDITIONAL`] behind it, [`Op::then`] executes both.
-pub(crate) const FUSES: u16 = 0x100;
+/// In [`Op::aux`] of an op that sets flags (with [`CONDITIONAL`] above any other use of the field, such as the number of an entry in
+/// the tables of SIMD): with [`CONDITIONAL`] behind it, [`Op::then`] executes both.
+pub(crate) const FUSES: u16 = 0xfffe;
 /// In [`Op::aux`] of B.cond.
-pub(crate) const CONDITIONAL: u16 = 0x101;
+pub(crate) const CONDITIONAL: u16 = 0xffff;
 
 /// Fuses what can be fused in a block: comparing and branching is the end of nearly every loop.
 pub(crate) fn fuse(block: &mut [Op]) {

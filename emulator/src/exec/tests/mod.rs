@@ -168,3 +168,14 @@ fn a_misaligned_pc_faults_at_its_target() {
     assert_eq!(bench.cpu.sys.esr >> 26, 0x22);
     assert_eq!((bench.cpu.sys.elr, bench.cpu.sys.far), (BASE + 2, BASE + 2));
 }
+
+#[test]
+fn only_a_branch_is_executed_together_with_the_comparison_before_it() {
+    // adds x8, x6, #0x136, lsl #12 and each of many SIMD instructions, UADDL V7.2D, V26.2S, V25.2S among them, which a number
+    // in the same field once made a branch (found by `hostvmm verify cpu`).
+    let mut bench = Bench::new(&[0xb144_d8c8, 0x2eb9_0347]);
+    bench.cpu.sys.cpacr = 3 << 20;
+    (bench.cpu.v[26], bench.cpu.v[25]) = (1 << 32 | 2, 3 << 32 | 4);
+    bench.step(2);
+    assert_eq!(bench.cpu.v[7], 4 << 64 | 6);
+}

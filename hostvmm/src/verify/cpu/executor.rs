@@ -49,6 +49,9 @@ pub(super) struct Executor {
     vm: VmHandle,
     vcpu: Box<dyn Vcpu>,
     memory: GuestMemory,
+    /// A fault planted in what this machine does.
+    #[cfg(test)]
+    pub(super) plant: Option<fn(&Block, &mut Effect)>,
 }
 
 impl Executor {
@@ -62,7 +65,14 @@ impl Executor {
         let start = Start { arch: config.tables.arch(), entry: map::RAM_BASE, devicetree: map::RAM_BASE };
         let vm = backend::open(config, &layout, &memory, start)?;
         let vcpu = vm.take_vcpu(0).expect("a machine has a vCPU that nobody has taken");
-        Ok(Self { accelerator: config.accelerator, vm, vcpu, memory })
+        Ok(Self {
+            accelerator: config.accelerator,
+            vm,
+            vcpu,
+            memory,
+            #[cfg(test)]
+            plant: None,
+        })
     }
 
     /// Its vCPU.
@@ -118,7 +128,13 @@ impl Executor {
                     .chunks_exact(8)
                     .map(|word| u64::from_le_bytes(word.try_into().expect("chunks of eight bytes")))
                     .collect();
-                Ok(Effect { registers, memory: self.take_watched(block)? })
+                #[cfg_attr(not(test), expect(unused_mut, reason = "only tests plant faults"))]
+                let mut effect = Effect { registers, memory: self.take_watched(block)? };
+                #[cfg(test)]
+                if let Some(plant) = self.plant {
+                    plant(block, &mut effect);
+                }
+                Ok(effect)
             })
             .collect()
     }

@@ -14,6 +14,8 @@ mod block;
 mod executor;
 mod isa;
 mod shrink;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -74,5 +74,5 @@ pub(super) fn b_lo(from: usize, to: usize) -> u32 {
 
 /// LDR Xt from `bytes` behind the instruction.
 pub(super) fn ldr_literal(rt: u32, bytes: u64) -> u32 {
-    0x5800_0000 | (bytes as u32 / 4 & 0x7_ffff) << 5 | rt
+    0x5800_0000 | ((bytes as u32 / 4) & 0x7_ffff) << 5 | rt
 }

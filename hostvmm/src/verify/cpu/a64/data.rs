@@ -46,10 +46,10 @@ pub(super) fn lower_tables() -> Vec<(u64, Vec<u8>)> {
     let level2 = map::LOWER_TABLE + PAGE;
     let level3 = level2 + PAGE;
     let pages = map::SLOTS * page::COUNT;
-    let mut tables = vec![(map::LOWER_TABLE, (map::RAM + level2 | 3).to_le_bytes().to_vec())];
+    let mut tables = vec![(map::LOWER_TABLE, ((map::RAM + level2) | 3).to_le_bytes().to_vec())];
     for index in 0..pages.div_ceil(512) {
         let at = level2 + 8 * ((map::DATA_VA >> 21) + index);
-        tables.push((at, (map::RAM + level3 + index * PAGE | 3).to_le_bytes().to_vec()));
+        tables.push((at, ((map::RAM + level3 + index * PAGE) | 3).to_le_bytes().to_vec()));
     }
     let descriptors = (0..pages).flat_map(|index| {
         let kind = match index % page::COUNT {
@@ -108,7 +108,7 @@ impl Draw<'_> {
         words[field::PC] = code;
         words[field::SCTLR] = control(random, features.emulated);
         words[field::TCR] = tcr(random);
-        words[field::TTBR0] = map::RAM + map::LOWER_TABLE | random.below(256) << 48;
+        words[field::TTBR0] = (map::RAM + map::LOWER_TABLE) | (random.below(256) << 48);
         words[field::MAIR] = 0xff;
         words[field::CPACR] = if once_in(random, 24) { random.below(4) << 20 } else { FP_OPEN };
         words[49] = random.next_u64() & 0x3ff;

@@ -122,7 +122,7 @@ pub(super) mod field {
             ESR => "esr_el1".into(),
             FAR => "far_el1".into(),
             VECTORS.. => {
-                let half = if index % 2 == 0 { "low" } else { "high" };
+                let half = if index.is_multiple_of(2) { "low" } else { "high" };
                 format!("v{} ({half} half)", (index - VECTORS) / 2)
             }
             _ => REGISTERS

@@ -37,7 +37,7 @@ pub(super) fn normalise(block: &Block, effect: &mut Effect, emulated: bool) {
     registers[field::PAR] &= !PAR_IGNORED;
     registers[field::CLEAN] = 0;
     let class = registers[field::ESR] >> 26 & 0x3f;
-    if emulated && registers[field::PC] & 3 != 0 && matches!(class, 0x20 | 0x21 | 0x22) {
+    if emulated && registers[field::PC] & 3 != 0 && matches!(class, 0x20..=0x22) {
         registers[field::ESR] = 0x22 << 26 | 1 << 25;
     }
     if !sets_far(registers[field::ESR] >> 26 & 0x3f) {

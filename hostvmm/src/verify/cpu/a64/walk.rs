@@ -104,7 +104,7 @@ pub(super) fn walk(mut draw: Draw<'_>) -> Block {
         } else if level < leaf {
             let next = frames + u64::from(level - start + 1) * map::FRAME_BYTES;
             table = next + random.below(map::FRAME_BYTES >> page) * (1 << page);
-            map::RAM + table | limits(random) | 3
+            (map::RAM + table) | limits(random) | 3
         } else {
             leaf_descriptor(random, accessed, features.emulated, output & !within, level == 3)
         };
