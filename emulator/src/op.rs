@@ -54,11 +54,13 @@ impl Op {
     }
 }
 
-/// In [`Op::aux`] of an op that sets flags (with [`CONDITIONAL`] above any other use of the field, such as the number of an entry in
-/// the tables of SIMD): with [`CONDITIONAL`] behind it, [`Op::then`] executes both.
-pub(crate) const FUSES: u16 = 0xfffe;
+/// In [`Op::aux`] of an op that sets flags: with [`CONDITIONAL`] behind it, [`Op::then`] executes both.
+///
+/// Both marks are unlike any other use of the field: numbers in the tables of SIMD and shapes of structures are less than
+/// 0x2000, and A32's guards of the program counter set one of bits 9 to 11.
+pub(crate) const FUSES: u16 = 0x6000;
 /// In [`Op::aux`] of B.cond.
-pub(crate) const CONDITIONAL: u16 = 0xffff;
+pub(crate) const CONDITIONAL: u16 = 0x6001;
 
 /// Fuses what can be fused in a block: comparing and branching is the end of nearly every loop.
 pub(crate) fn fuse(block: &mut [Op]) {
