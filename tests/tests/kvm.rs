@@ -22,6 +22,10 @@ const FIRMWARE_ARMV7: &str = "/target/armv7a-none-eabi/release/firmware";
 const PASSES: usize = 4;
 /// hostvmm's unit tests that meet KVM; the others need no other host than that of `cargo test`.
 const UNIT_TESTS: &str = "backend:: dirty:: probe:: vcpus:: memory::";
+/// Blocks that `verify cpu` runs for each architecture, from its default seed.
+const CPU_BLOCKS: u64 = 4000;
+/// The architectures of `verify cpu`.
+const CPU_ARCHITECTURES: [&str; 1] = ["aarch64"];
 /// Seconds for everything in the guest: several times what it takes on two idle CPUs.
 const TIMEOUT_SECONDS: &str = "900";
 
@@ -81,6 +85,10 @@ fn script() -> String {
     for (name, arguments) in runs() {
         script += &format!("job {name} timeout -s KILL 120 hostvmm verify {arguments} --json {name}.json\n");
     }
+    for arch in CPU_ARCHITECTURES {
+        let options = format!("--arch {arch} --count {CPU_BLOCKS} --json cpu-{arch}.json");
+        script += &format!("job cpu-{arch} timeout -s KILL 300 hostvmm verify cpu {options}\n");
+    }
     script + &format!("job unit timeout -s KILL 600 /files/hostvmm-tests --test-threads=2 --show-output {UNIT_TESTS}\n")
 }
 
@@ -111,6 +119,21 @@ fn passes_are_exact_on_kvm_with_every_log_both_architectures_and_one_and_four_vc
         let passes = ledger["passes"].as_array().unwrap();
         assert_eq!(passes.len(), PASSES + 1, "{name}");
         assert!(passes.iter().skip(1).all(|pass| pass["harvested"].as_u64().unwrap() > 0), "{name}");
+    }
+}
+
+#[test]
+fn the_emulators_cpu_and_the_hosts_agree_on_every_block() {
+    let Some(out) = boot_or_skip() else { return };
+    for arch in CPU_ARCHITECTURES {
+        let (code, output) = job(out, &format!("cpu-{arch}"));
+        assert_eq!(code, 0, "{output}");
+        let text = fs::read(out.join(format!("cpu-{arch}.json"))).unwrap();
+        let ledger: Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!((&ledger["verdict"], &ledger["scenario"]), (&"pass".into(), &"cpu".into()));
+        let groups = ledger["groups"].as_array().unwrap();
+        let blocks: u64 = groups.iter().map(|group| group["blocks"].as_u64().unwrap()).sum();
+        assert_eq!(blocks, CPU_BLOCKS, "{arch}");
     }
 }
 

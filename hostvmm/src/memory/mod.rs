@@ -367,7 +367,7 @@ mod tests {
 
     fn memory() -> GuestMemory {
         let ram = GuestRange::new(map::RAM_BASE, 1 << 20).unwrap();
-        let region = GuestRange::new(map::REGION_BASE, 256 << 10).unwrap();
+        let region = GuestRange::new(map::REGION_BASE, 512 << 10).unwrap();
         GuestMemory::new(ram, region, None).unwrap()
     }
 
@@ -425,7 +425,7 @@ mod tests {
         let page = memory.host_page_bytes();
         memory.write(Gpa::new(map::REGION_BASE.raw() + 3 * page), &[9]).unwrap();
         memory.write(Gpa::new(map::REGION_BASE.raw() + 7 * page), &[9]).unwrap();
-        let all = memory.data_extents(SlotId::Region, 0..256 << 10).unwrap();
+        let all = memory.data_extents(SlotId::Region, 0..8 * page).unwrap();
         assert_eq!(all, [3 * page..4 * page, 7 * page..8 * page]);
         let part = memory.data_extents(SlotId::Region, 3 * page + 8..7 * page).unwrap();
         assert_eq!(part.first(), Some(&(3 * page + 8..4 * page)));
@@ -496,7 +496,7 @@ mod tests {
     #[test]
     fn memory_beyond_the_host_s_means_is_an_error_that_says_what_to_do() {
         let ram = GuestRange::new(map::RAM_BASE, 1 << 62).unwrap();
-        let region = GuestRange::new(map::REGION_BASE, 4096).unwrap();
+        let region = GuestRange::new(map::REGION_BASE, host_page_bytes()).unwrap();
         let error = GuestMemory::new(ram, region, None).unwrap_err();
         assert!(error.to_string().contains("give the guest less memory"), "{error}");
     }
@@ -504,7 +504,7 @@ mod tests {
     #[test]
     fn eight_gib_cost_nothing_until_touched() {
         let ram = GuestRange::new(map::RAM_BASE, 8 << 30).unwrap();
-        let region = GuestRange::new(map::REGION_BASE, 4096).unwrap();
+        let region = GuestRange::new(map::REGION_BASE, host_page_bytes()).unwrap();
         let memory = GuestMemory::new(ram, region, None).unwrap();
         memory.write(Gpa::new(ram.end().raw() - 1), &[7]).unwrap();
         let extents = memory.data_extents(SlotId::Ram, 0..8 << 30).unwrap();
