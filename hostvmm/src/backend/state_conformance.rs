@@ -416,9 +416,9 @@ fn eight_vcpus_take_their_interrupts_and_are_saved_whole() {
             *gic_mut(&mut state, CPU_INTERFACE, vcpu << 32 | ICC_IGRPEN1) = 1;
         }
         vm.restore_gic(&state).unwrap();
-        for sender in 0..map::MAX_VCPUS {
+        for (sender, guest) in guests.iter_mut().enumerate() {
             let receiver = (sender + 1) % map::MAX_VCPUS;
-            guests[sender].send_sgi((sender as u64) << 24 | 1 << receiver);
+            guest.send_sgi((sender as u64) << 24 | 1 << receiver);
         }
         for (index, guest) in guests.iter_mut().enumerate() {
             let sender = (index + map::MAX_VCPUS - 1) % map::MAX_VCPUS;

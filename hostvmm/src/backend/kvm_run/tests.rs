@@ -209,7 +209,8 @@ fn interruptions_come_back_one_by_one_however_many() {
 
 #[test]
 fn an_answered_access_is_completed_once_before_state_is_touched() {
-    let touches: [fn(&mut ProtocolVcpu<ScriptedKernel>) -> Result<(), BackendError>; 5] = [
+    type Touch = fn(&mut ProtocolVcpu<ScriptedKernel>) -> Result<(), BackendError>;
+    let touches: [Touch; 5] = [
         |vcpu| vcpu.get_reg(PC).map(drop),
         |vcpu| vcpu.set_reg(PC, 1),
         |vcpu| vcpu.reg_list().map(drop),

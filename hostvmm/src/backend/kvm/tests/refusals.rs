@@ -54,9 +54,9 @@ fn without_ioctl(request: u32, errno: i32, check: impl FnOnce() + Send) {
     thread::scope(|scope| {
         scope.spawn(|| {
             if forbid(libc::SYS_ioctl, Some(request), errno) {
-                check()
+                check();
             } else {
-                println!("skipped: no seccomp filters")
+                println!("skipped: no seccomp filters");
             }
         });
     });

@@ -239,9 +239,11 @@ mod tests {
         let (code, entry) = image();
         assert!(map::MONITOR + 4 * code.len() as u64 <= map::CONTROL);
         assert!(entry as usize / 4 < code.len());
-        assert!(map::RECORDS + map::SLOTS * map::RECORD_BYTES <= map::CODE);
-        assert!(map::CODE + map::SLOTS * map::CODE_BYTES <= map::DATA);
-        assert!(map::DATA + map::SLOTS * map::DATA_BYTES <= map::FRAMES);
+        const {
+            assert!(map::RECORDS + map::SLOTS * map::RECORD_BYTES <= map::CODE);
+            assert!(map::CODE + map::SLOTS * map::CODE_BYTES <= map::DATA);
+            assert!(map::DATA + map::SLOTS * map::DATA_BYTES <= map::FRAMES);
+        }
         assert_eq!(map::RECORD_BYTES, 16 * field::WORDS as u64);
     }
 
