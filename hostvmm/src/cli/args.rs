@@ -235,7 +235,7 @@ pub(crate) struct CommonArgs {
     #[arg(long, value_enum, default_value_t = SelfCheck::Final)]
     pub(crate) self_check: SelfCheck,
     /// What memory is mapped on: memfd, anon (private anonymous), thp (anonymous with transparent huge pages), or
-    /// hugetlb[:SIZE] (reserved huge pages) [default: memfd; thp for `verify hugepages`].
+    /// hugetlb or hugetlb:SIZE (reserved huge pages) [default: memfd; thp for `verify hugepages`].
     #[arg(long, value_name = "KIND", value_parser = backing)]
     pub(crate) backing: Option<Backing>,
     /// Let KVM split block mappings into pages when the dirty log starts, SIZE bytes at a time, rather than when the guest

@@ -22,22 +22,22 @@ pub(super) fn constant(rd: u32, value: u64) -> [u32; 4] {
     [word(0xd280_0000, 0), word(0xf280_0000, 1), word(0xf280_0000, 2), word(0xf280_0000, 3)]
 }
 
-/// LDR Xt, [Xn, #offset].
+/// `LDR Xt, [Xn, #offset]`.
 pub(super) fn ldr(rt: u32, rn: u32, offset: u64) -> u32 {
     0xf940_0000 | (offset as u32 / 8) << 10 | rn << 5 | rt
 }
 
-/// STR Xt, [Xn, #offset].
+/// `STR Xt, [Xn, #offset]`.
 pub(super) fn str(rt: u32, rn: u32, offset: u64) -> u32 {
     0xf900_0000 | (offset as u32 / 8) << 10 | rn << 5 | rt
 }
 
-/// LDR Qt, [Xn, #offset].
+/// `LDR Qt, [Xn, #offset]`.
 pub(super) fn ldr_q(rt: u32, rn: u32, offset: u64) -> u32 {
     0x3dc0_0000 | (offset as u32 / 16) << 10 | rn << 5 | rt
 }
 
-/// STR Qt, [Xn, #offset].
+/// `STR Qt, [Xn, #offset]`.
 pub(super) fn str_q(rt: u32, rn: u32, offset: u64) -> u32 {
     0x3d80_0000 | (offset as u32 / 16) << 10 | rn << 5 | rt
 }
