@@ -95,8 +95,8 @@ pub(crate) struct CpuArgs {
     /// Compare only this block, as a disagreement names it.
     #[arg(long, allow_negative_numbers = true, value_name = "N", conflicts_with = "count", value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]
     pub(crate) block: Option<u64>,
-    /// Compare blocks of this group only: integer, crc, branch, memory, exclusive, atomic, simd, system, maintenance,
-    /// exception, walk.
+    /// Compare blocks of this group only: integer, crc, branch, memory, exclusive, simd, system, maintenance, exception,
+    /// walk; atomic on AArch64; multiply, media, multiple on ARMv7.
     #[arg(long, value_name = "GROUP", value_parser = group)]
     pub(crate) group: Option<Group>,
 }

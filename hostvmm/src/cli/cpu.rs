@@ -7,7 +7,7 @@ use crate::machine::BuildError;
 use crate::report::Progress;
 use crate::report::ledger::{Ledger, MAX_MISMATCHES, Verdict};
 use crate::verify::Interrupt;
-use crate::verify::cpu::{CpuError, CpuReport, CpuSpec, run_cpu};
+use crate::verify::cpu::{CpuError, CpuReport, CpuSpec, Group, run_cpu};
 
 /// Blocks unless the command line says otherwise.
 const DEFAULT_COUNT: u64 = 100_000;
@@ -25,10 +25,15 @@ pub(super) fn run(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger, En
                 .to_owned(),
         ));
     }
-    if common.arch()? == abi::Arch::Armv7 {
-        return Err(Ending::skip("verify cpu compares AArch64 only; use --arch aarch64".to_owned()));
+    let arch = common.arch()?;
+    if let Some(group) = args.cpu.group
+        && !Group::of(arch).any(|one| one == group)
+    {
+        let groups: Vec<&str> = Group::of(arch).map(Group::name).collect();
+        return Err(Ending::usage(format!("no group {} on {arch}; it has {}", group.name(), groups.join(", "))));
     }
     let spec = CpuSpec {
+        arch,
         seed: common.seed,
         first: args.cpu.block.unwrap_or(0),
         count: args.cpu.block.map_or_else(|| args.cpu.count.unwrap_or(DEFAULT_COUNT), |_| 1),
@@ -43,7 +48,8 @@ pub(super) fn run(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger, En
 fn reproduce(spec: &CpuSpec, block: Option<u64>) -> String {
     let group = spec.group.map_or_else(String::new, |group| format!(" --group {}", group.name()));
     let what = block.map_or_else(|| format!("--count {}", spec.count), |block| format!("--block {block}"));
-    format!("hostvmm verify cpu --seed {}{group} {what}", spec.seed)
+    let arch = if spec.arch == abi::Arch::Aarch64 { "" } else { " --arch armv7" };
+    format!("hostvmm verify cpu{arch} --seed {}{group} {what}", spec.seed)
 }
 
 fn ending(spec: &CpuSpec, error: CpuError) -> Ending {

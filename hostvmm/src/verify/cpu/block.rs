@@ -11,10 +11,16 @@ pub enum Group {
     Integer,
     /// CRC32.
     Crc,
+    /// Multiplication and division of AArch32.
+    Multiply,
+    /// Media instructions of AArch32: parallel, saturating, packing, bit fields.
+    Media,
     /// Branches.
     Branch,
     /// Loads and stores.
     Memory,
+    /// LDM and STM of AArch32.
+    Multiple,
     /// Exclusives, acquire and release.
     Exclusive,
     /// LSE atomics.
@@ -33,11 +39,14 @@ pub enum Group {
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Integer,
         Self::Crc,
+        Self::Multiply,
+        Self::Media,
         Self::Branch,
         Self::Memory,
+        Self::Multiple,
         Self::Exclusive,
         Self::Atomic,
         Self::Simd,
@@ -52,8 +61,11 @@ impl Group {
         match self {
             Self::Integer => "integer",
             Self::Crc => "crc",
+            Self::Multiply => "multiply",
+            Self::Media => "media",
             Self::Branch => "branch",
             Self::Memory => "memory",
+            Self::Multiple => "multiple",
             Self::Exclusive => "exclusive",
             Self::Atomic => "atomic",
             Self::Simd => "simd",
@@ -62,6 +74,15 @@ impl Group {
             Self::Exception => "exception",
             Self::Walk => "walk",
         }
+    }
+
+    /// Those that blocks of `arch` have.
+    pub fn of(arch: abi::Arch) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |group| match group {
+            Self::Atomic => arch == abi::Arch::Aarch64,
+            Self::Multiply | Self::Media | Self::Multiple => arch == abi::Arch::Armv7,
+            _ => true,
+        })
     }
 
     /// The group called `name`.

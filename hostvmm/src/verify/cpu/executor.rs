@@ -219,6 +219,7 @@ pub(super) fn config(accelerator: Accelerator, layout: &Layout) -> MachineConfig
     let page = host_page_bytes().max(1 << 16);
     MachineConfig {
         accelerator,
+        tables: layout.tables,
         ram_bytes: layout.ram_bytes.next_multiple_of(page),
         region_bytes: page,
         ..MachineConfig::default()

@@ -5,6 +5,8 @@ use super::block::{Block, Effect, Group};
 /// Where the monitor finds what it runs. Offsets in RAM.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
+    /// Of the machine; blocks have tables of their own.
+    pub(super) tables: abi::Tables,
     pub(super) ram_bytes: u64,
     /// Most blocks of one run of the monitor; block `n` has slot `n % slots`.
     pub(super) slots: u64,
@@ -30,6 +32,7 @@ pub(super) struct Setup {
 
 /// An architecture: its monitor, its blocks, and what of their effects may differ.
 pub(super) trait Isa {
+    #[cfg(test)]
     fn layout(&self) -> Layout;
 
     fn setup(&self) -> Setup;

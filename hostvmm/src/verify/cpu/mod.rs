@@ -5,10 +5,11 @@
 //! block is a function of seed and number, so that one can be run again by itself; where it disagrees, it is shrunk to the
 //! instructions that do.
 //!
-//! - [`block`]: a block and its effect; [`isa`]: what an architecture brings; [`a64`]: AArch64;
+//! - [`block`]: a block and its effect; [`isa`]: what an architecture brings; [`a64`]: AArch64; [`a32`]: AArch32;
 //! - [`executor`]: a machine with the monitor in it, which runs hundreds of blocks an exit;
 //! - [`shrink`]: the least instructions that still disagree.
 
+mod a32;
 mod a64;
 mod block;
 mod executor;
@@ -23,6 +24,7 @@ use std::fmt::Write as _;
 pub use self::block::Group;
 pub use self::executor::CpuError;
 
+use self::a32::A32;
 use self::a64::A64;
 use self::block::{Block, Effect};
 use self::executor::Executor;
@@ -40,6 +42,8 @@ const TRIES: u32 = 3;
 /// What is to be run.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuSpec {
+    /// Architecture of the guest.
+    pub arch: abi::Arch,
     /// Seed of all blocks.
     pub seed: u64,
     /// First block.
@@ -107,19 +111,20 @@ impl Pair {
 /// [`CpuError`] where they cannot be run; [`BuildError::Unavailable`] in it where the host has no KVM. What disagrees is in the
 /// report.
 pub fn run_cpu(spec: &CpuSpec, interrupt: &Interrupt, progress: &Progress) -> Result<CpuReport, CpuError> {
-    AcceleratorChoice::Exactly(Accelerator::Kvm).resolve(abi::Arch::Aarch64).map_err(BuildError::from)?;
-    let mut kvm = Executor::new(&executor::config(Accelerator::Kvm, &a64::LAYOUT))?;
-    let mut isa = A64::new(kvm.vcpu())?;
-    kvm.prepare(&isa)?;
-    let mut emulator = Executor::new(&executor::config(Accelerator::Emulator, &a64::LAYOUT))?;
-    emulator.prepare(&isa)?;
-    let layout = isa.layout();
+    AcceleratorChoice::Exactly(Accelerator::Kvm).resolve(spec.arch).map_err(BuildError::from)?;
+    let layout = if spec.arch == abi::Arch::Armv7 { a32::LAYOUT } else { a64::LAYOUT };
+    let mut kvm = Executor::new(&executor::config(Accelerator::Kvm, &layout))?;
+    let mut isa: Box<dyn Isa> =
+        if spec.arch == abi::Arch::Armv7 { Box::new(A32::new()) } else { Box::new(A64::new(kvm.vcpu())?) };
+    kvm.prepare(isa.as_ref())?;
+    let mut emulator = Executor::new(&executor::config(Accelerator::Emulator, &layout))?;
+    emulator.prepare(isa.as_ref())?;
     if let Some(probe) = isa.probe()
         && let Some(effect) = kvm.run(&layout, &[probe])?.first()
     {
         isa.learn(effect);
     }
-    compare(spec, &isa, &mut Pair { kvm, emulator, layout }, interrupt, progress)
+    compare(spec, isa.as_ref(), &mut Pair { kvm, emulator, layout }, interrupt, progress)
 }
 
 fn compare(

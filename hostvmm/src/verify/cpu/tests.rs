@@ -1,5 +1,7 @@
 //! The scenario without KVM: two machines of the emulator agree, and a fault planted in one is found where it is.
 
+use abi::Arch;
+
 use super::*;
 
 fn machine(isa: &dyn Isa) -> Executor {
@@ -10,21 +12,27 @@ fn machine(isa: &dyn Isa) -> Executor {
 
 /// Compares two machines, of which the second does `plant`.
 fn compare_with(spec: CpuSpec, plant: Option<fn(&Block, &mut Effect)>) -> CpuReport {
-    let isa = A64::of_the_emulator();
+    let isa: Box<dyn Isa> = match spec.arch {
+        Arch::Aarch64 => Box::new(A64::of_the_emulator()),
+        Arch::Armv7 => Box::new(A32::with(false)),
+    };
     let layout = isa.layout();
-    let (kvm, mut emulator) = (machine(&isa), machine(&isa));
+    let (kvm, mut emulator) = (machine(isa.as_ref()), machine(isa.as_ref()));
     emulator.plant = plant;
-    compare(&spec, &isa, &mut Pair { kvm, emulator, layout }, &Interrupt::default(), &Progress::hidden()).unwrap()
+    compare(&spec, isa.as_ref(), &mut Pair { kvm, emulator, layout }, &Interrupt::default(), &Progress::hidden())
+        .unwrap()
 }
 
-const SPEC: CpuSpec = CpuSpec { seed: 5, first: 0, count: 700, group: None };
+const SPEC: CpuSpec = CpuSpec { arch: Arch::Aarch64, seed: 5, first: 0, count: 700, group: None };
 
 #[test]
 fn two_machines_that_are_alike_agree_on_every_group() {
-    let report = compare_with(SPEC, None);
-    assert!(report.mismatches.is_empty(), "{:?}", report.mismatches);
-    assert_eq!(report.groups.iter().map(|entry| entry.blocks).sum::<u64>(), SPEC.count);
-    assert!(report.groups.len() > 8, "{:?}", report.groups);
+    for arch in [Arch::Aarch64, Arch::Armv7] {
+        let report = compare_with(CpuSpec { arch, ..SPEC }, None);
+        assert!(report.mismatches.is_empty(), "{:?}", report.mismatches);
+        assert_eq!(report.groups.iter().map(|entry| entry.blocks).sum::<u64>(), SPEC.count);
+        assert!(report.groups.len() > 8, "{:?}", report.groups);
+    }
 }
 
 #[test]
@@ -73,5 +81,29 @@ fn blocks_shrink_to_what_disagrees() {
     let found = pair.disagrees(&isa, &block).unwrap().unwrap();
     let (smallest, _) = shrink::shrink(&mut pair, &isa, &block, found).unwrap().unwrap();
     assert_eq!(crc(&smallest), 1);
+    assert_eq!(smallest.words.iter().filter(|word| **word == isa.nop()).count(), smallest.words.len() - 1);
+}
+
+#[test]
+fn a_wrong_register_of_aarch32_is_found_and_shrunk_to_its_instruction() {
+    // CRC32 that sets a bit too many of LR_usr.
+    let crc = |word: u32| word & 0x0f90_00f0 == 0x0100_0040;
+    let plant: fn(&Block, &mut Effect) = |block, effect| {
+        if block.words.iter().any(|word| word & 0x0f90_00f0 == 0x0100_0040) {
+            effect.registers[14] ^= 1 << 20;
+        }
+    };
+    let spec = CpuSpec { arch: Arch::Armv7, group: Some(Group::Crc), count: 3, ..SPEC };
+    let report = compare_with(spec, Some(plant));
+    assert_eq!(report.mismatches.len(), 3);
+    assert_eq!((report.mismatches[0].pass, report.mismatches[0].check.as_str()), (0, "crc r14_usr"));
+    let isa = A32::with(false);
+    let layout = isa.layout();
+    let mut pair = Pair { kvm: machine(&isa), emulator: machine(&isa), layout };
+    pair.emulator.plant = Some(plant);
+    let block = (0..).map(|number| isa.block(1, number, Some(Group::Crc))).find(|block| block.words.len() > 3).unwrap();
+    let found = pair.disagrees(&isa, &block).unwrap().unwrap();
+    let (smallest, _) = shrink::shrink(&mut pair, &isa, &block, found).unwrap().unwrap();
+    assert_eq!(smallest.words.iter().filter(|word| crc(**word)).count(), 1);
     assert_eq!(smallest.words.iter().filter(|word| **word == isa.nop()).count(), smallest.words.len() - 1);
 }
