@@ -5,6 +5,8 @@
 //! | psr-features | PSR bits of features that the emulator has not (PAN, SSBS, DIT; IT, J, E, T): DDI 0487 G8.2.33 |
 //! | sctlr-features | SCTLR bits that the emulator has not |
 //! | par-unknown | PAR.NS, bit 10 of the long format, bit 8 of the short one: G8.2.115 |
+//! | short-par | on QEMU 7.2 alone: memory attributes in PAR of the short format, which it leaves out |
+//! | ifsr-domain | on QEMU 7.2 alone: a domain in IFSR of the short format, which has none: G8.2.76 |
 //! | ifar-unknown | IFAR after a debug event: G5.11.1 |
 //! | load-unknown | destinations of a load that aborts |
 //! | store-unknown | bytes of a store that aborts at its second page or word: B2.2.1 |
@@ -30,7 +32,12 @@ pub(super) fn normalise(block: &Block, effect: &mut Effect, emulated: bool) {
     registers[field::FPEXC] &= FPEXC_COMPARED;
     registers[field::CPACR] &= 0xf << 20;
     let long = registers[field::TTBCR] >> 31 & 1 == 1;
-    registers[field::PAR] &= !(u64::from(unknown_in_par(long, emulated)) << 8);
+    if registers[field::PAR] & 1 == 0 {
+        registers[field::PAR] &= !u64::from(unknown_in_par(long, emulated));
+    }
+    if emulated && !long {
+        registers[field::IFSR] &= !0xf0;
+    }
     let vector = registers[field::VECTOR];
     let status = registers[field::IFSR];
     let debug = if long { status & 0x3f == 0x22 } else { status & 0x40f == 2 };

@@ -48,7 +48,7 @@ pub(super) fn walk(mut draw: Draw) -> Block {
         control |= if once_in(random, 3) { sctlr::TRE } else { 0 };
     }
     let walk = if long {
-        long_walk(random, frame, size, output, accessed)
+        long_walk(random, frame, size, output, accessed, emulated)
     } else {
         short_walk(random, frame, size, output, accessed, control)
     };
@@ -139,7 +139,7 @@ fn short_walk(random: &mut SplitMix64, frame: u64, size: u64, output: u64, acces
 }
 
 /// Blocks of two sizes and pages.
-fn long_walk(random: &mut SplitMix64, frame: u64, size: u64, output: u64, accessed: bool) -> Walk {
+fn long_walk(random: &mut SplitMix64, frame: u64, size: u64, output: u64, accessed: bool, emulated: bool) -> Walk {
     // 30 bits and less start at level 2.
     let page = !once_in(random, 3);
     let shift = if page { 12 } else { 21 };
@@ -157,7 +157,8 @@ fn long_walk(random: &mut SplitMix64, frame: u64, size: u64, output: u64, access
     let free = any & (3 << 6 | 1 << 11 | 0xf << 55);
     let never = if once_in(random, 3) { any & 3 << 53 } else { 0 };
     let access = if once_in(random, 5) { 0 } else { 1 << 10 };
-    let shareability = one_of(random, &[0, 2, 3]) << 8;
+    // PAR calls Device and Non-cacheable memory outer shareable, but QEMU 7.2 what is here.
+    let shareability = if emulated && !accessed { 2 } else { one_of(random, &[0, 2, 3]) } << 8;
     let attribute = if accessed { 0 } else { any >> 32 & 7 } << 2;
     let leaf = base & 0xff_ffff_f000 | free | never | access | shareability | attribute;
     if invalid && once_in(random, 2) {
@@ -186,9 +187,11 @@ fn words(random: &mut SplitMix64, el0: bool, accessed: bool, long: bool, emulate
         for result in [1, 3].into_iter().take(1 + random.below(2) as usize) {
             let operation = random.below(4) as u32;
             words.extend([mcr((0, 7, 8, operation), 0), ISB, mrrc(result, result + 1, 0, 7)]);
-            // What is UNKNOWN in PAR, as `rules` has it: BIC, with 0x6 or 0x3 rotated right by 24.
+            // What is UNKNOWN in PAR where there is no fault, as `rules` has it: TST and two BICEQ.
             let unknown = unknown_in_par(long, emulated);
-            words.push(0xe3c0_0000 | result << 16 | result << 12 | 12 << 8 | unknown);
+            let clear = 0x03c0_0000 | result << 16 | result << 12;
+            words.push(0xe310_0001 | result << 16);
+            words.extend([clear | 12 << 8 | unknown >> 8, clear | 15 << 8 | unknown >> 2 & 0x3f]);
         }
     }
     if accessed {
@@ -199,12 +202,14 @@ fn words(random: &mut SplitMix64, el0: bool, accessed: bool, long: bool, emulate
     words
 }
 
-/// Bits of PAR's low word from bit 8 up that are not compared.
+/// Bits 10:2 of PAR's low word that are not compared where there is no fault.
 pub(super) fn unknown_in_par(long: bool, emulated: bool) -> u32 {
-    // NS, bit 10 of the long format, an implementation defined bit 8 of the short one; NOS, where QEMU's.
     match (long, emulated) {
-        (true, _) => 6,
-        (false, true) => 7,
-        (false, false) => 3,
+        // NS, and bit 10 of the long format.
+        (true, _) => 0x600,
+        // QEMU 7.2 leaves the attributes of the short format out.
+        (false, true) => 0x7fc,
+        // NS, and bit 8, which is implementation defined.
+        (false, false) => 0x300,
     }
 }
