@@ -176,7 +176,9 @@ pub(crate) fn find(cache: &Reader<'_>, checkout: &Path, choice: &KernelChoice) -
 
 /// Brings the kernel asked for, and busybox, into the cache unless they are there.
 pub(crate) fn ensure(cache: &Cache, checkout: &Path, choice: &KernelChoice, progress: Progress) -> Result<(), Error> {
-    match (find(&cache.reader()?, checkout, choice), choice) {
+    // A reader that lived through the match would keep the item from being put.
+    let found = find(&cache.reader()?, checkout, choice);
+    match (found, choice) {
         (Err(Error::NotCached { .. }), KernelChoice::Packaged(packaged)) => {
             fetch_missing(cache, checkout, *packaged, progress)?;
         }
