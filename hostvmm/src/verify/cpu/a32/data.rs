@@ -352,7 +352,7 @@ pub(super) fn aim(draw: &mut Draw, registers: &mut [u64], targets: &mut Targets,
         if register != 15 {
             let index = draw.random.below(START as u64) as usize;
             let to_code = draw.code(index);
-            let anywhere = [draw.data(), map::RAM + map::MONITOR, map::WRITE, 0xffff_fffc];
+            let anywhere = [draw.data(), map::DEVICES, map::WRITE, 0xffff_fffc];
             let elsewhere = once_in(&mut draw.random, 6);
             registers[word_of(registers, register)] =
                 if elsewhere { one_of(&mut draw.random, &anywhere) } else { to_code };

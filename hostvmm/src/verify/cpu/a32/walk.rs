@@ -40,8 +40,11 @@ pub(super) fn walk(mut draw: Draw) -> Block {
     let output = if accessed { map::RAM + data } else { random.next_u64() & 0xffff_ffff };
     let size = one_of(random, &[2, 2, 3, 4, 5, 7]);
     let mut control = sctlr::ON;
-    for bit in [sctlr::WXN, sctlr::UWXN] {
-        control |= if once_in(random, 6) { bit } else { 0 };
+    // QEMU 7.2 knows neither with short descriptors.
+    if long || !emulated {
+        for bit in [sctlr::WXN, sctlr::UWXN] {
+            control |= if once_in(random, 6) { bit } else { 0 };
+        }
     }
     if !long {
         control |= if once_in(random, 3) { sctlr::AFE } else { 0 };
@@ -50,7 +53,7 @@ pub(super) fn walk(mut draw: Draw) -> Block {
     let walk = if long {
         long_walk(random, frame, size, output, accessed, emulated)
     } else {
-        short_walk(random, frame, size, output, accessed, control)
+        short_walk(random, frame, size, output, accessed, control, emulated)
     };
     registers[field::SCTLR] = control;
     registers[field::TTBCR] = if long { LONG_WALKS | size } else { size };
@@ -63,7 +66,10 @@ pub(super) fn walk(mut draw: Draw) -> Block {
     registers[field::TTBR1] = upper(long);
     (registers[field::MAIR0], registers[field::MAIR1]) = if long { mair(random) } else { remap(random) };
     // Clients, mostly; the monitor's domain always.
-    registers[field::DACR] = if once_in(random, 3) { domains(random) } else { 0x5555_5555 };
+    // QEMU 7.2 looks at the domain and XN before the access flag and the second level, which the architecture has first (G5.4).
+    let invalid = walk.entries.len() == 2 && walk.entries[1].1[0] & 3 == 0;
+    let clients = emulated && (invalid || control & sctlr::AFE != 0);
+    registers[field::DACR] = if once_in(random, 3) && !clients { domains(random) } else { 0x5555_5555 };
     registers[field::CLEAN] = map::WRITE + data;
     registers[0] = walk.va;
     let el0 = accessed && once_in(random, 4);
@@ -88,7 +94,15 @@ fn address(random: &mut SplitMix64, size: u64, output: u64, shift: u32) -> u64 {
 }
 
 /// Sections, supersections, large and small pages.
-fn short_walk(random: &mut SplitMix64, frame: u64, size: u64, output: u64, accessed: bool, control: u64) -> Walk {
+fn short_walk(
+    random: &mut SplitMix64,
+    frame: u64,
+    size: u64,
+    output: u64,
+    accessed: bool,
+    control: u64,
+    emulated: bool,
+) -> Walk {
     let shift = one_of(random, &[12, 12, 16, 20, 20, 24]);
     let va = address(random, size, output, shift);
     let any = random.next_u64();
@@ -103,7 +117,8 @@ fn short_walk(random: &mut SplitMix64, frame: u64, size: u64, output: u64, acces
     let texcb = if accessed { 0b00111 } else { one_of(random, &[0, 1, 2, 3, 4, 7, 8, 16 + (any >> 8 & 15)]) };
     let (tex, cb) = (texcb >> 2, texcb & 3);
     let (s, ng) = (any >> 12 & 1, any >> 13 & 1);
-    let (xn, pxn) = (u64::from(once_in(random, 4)), u64::from(once_in(random, 6)));
+    let executed = emulated && afe && ap & 1 == 0;
+    let (xn, pxn) = (u64::from(!executed && once_in(random, 4)), u64::from(!executed && once_in(random, 6)));
     let domain = any >> 20 & 15;
     // The index is of the table that the address chooses; the bits above it are none of the table's.
     let first_at = frame + 4 * (va >> 20 & ((1 << (12 - size)) - 1));
