@@ -25,7 +25,7 @@ const UNIT_TESTS: &str = "backend:: dirty:: probe:: vcpus:: memory::";
 /// Blocks that `verify cpu` runs for each architecture, from its default seed.
 const CPU_BLOCKS: u64 = 4000;
 /// The architectures of `verify cpu`.
-const CPU_ARCHITECTURES: [&str; 1] = ["aarch64"];
+const CPU_ARCHITECTURES: [&str; 2] = ["aarch64", "armv7"];
 /// Seconds for everything in the guest: several times what it takes on two idle CPUs.
 const TIMEOUT_SECONDS: &str = "900";
 
