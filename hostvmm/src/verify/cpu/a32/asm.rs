@@ -24,12 +24,12 @@ pub(super) fn constant(rd: u32, value: u64) -> [u32; 2] {
     [0xe300_0000 | half(value as u32 & 0xffff), 0xe340_0000 | half(value as u32 >> 16)]
 }
 
-/// LDR Rt, [Rn, #offset].
+/// `LDR Rt, [Rn, #offset]`.
 pub(super) fn ldr(rt: u32, rn: u32, offset: u64) -> u32 {
     0xe590_0000 | rn << 16 | rt << 12 | offset as u32
 }
 
-/// STR Rt, [Rn, #offset].
+/// `STR Rt, [Rn, #offset]`.
 pub(super) fn str(rt: u32, rn: u32, offset: u64) -> u32 {
     0xe580_0000 | rn << 16 | rt << 12 | offset as u32
 }

@@ -118,7 +118,7 @@ impl Isa for A32 {
         let system = [
             (MAIR_EL1, 0),
             (TCR_EL1, 2),
-            (TTBR0_EL1, map::RAM + map::LOWER_SHORT | data::SHORT_WALKS),
+            (TTBR0_EL1, (map::RAM + map::LOWER_SHORT) | data::SHORT_WALKS),
             (TTBR1_EL1, data::upper(false)),
             (DACR32_EL2, 1),
             (VBAR_EL1, map::RAM + map::MONITOR),

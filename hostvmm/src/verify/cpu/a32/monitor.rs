@@ -302,9 +302,11 @@ mod tests {
         let (code, entry) = image();
         assert!(map::MONITOR + 4 * code.len() as u64 <= map::UPPER_LONG);
         assert!(entry as usize / 4 < code.len());
-        assert!(map::RECORDS + map::SLOTS * map::RECORD_BYTES <= map::CODE);
-        assert!(map::CODE + map::SLOTS * map::CODE_BYTES <= map::DATA);
-        assert!(map::DATA + map::SLOTS * map::DATA_BYTES <= map::FRAMES);
+        const {
+            assert!(map::RECORDS + map::SLOTS * map::RECORD_BYTES <= map::CODE);
+            assert!(map::CODE + map::SLOTS * map::CODE_BYTES <= map::DATA);
+            assert!(map::DATA + map::SLOTS * map::DATA_BYTES <= map::FRAMES);
+        }
         assert!(8 * field::WORDS as u64 <= map::SAVED);
         // What the monitor adds to r0.
         assert_eq!(map::RECORD_BYTES, 2 << 10);
