@@ -294,7 +294,6 @@ pub(super) static UNCONDITIONAL: &[Encoding] = &[
     row("dmb", "1111 0101 0111 oooo oooo zzzz 0101 kkkk", system::barrier),
     row("isb", "1111 0101 0111 oooo oooo zzzz 0110 kkkk", system::isb),
     row("cps", "1111 0001 0000 iim0 zzzz zzz aif 0 mmmmm", system::cps),
-    row("setend", "1111 0001 0000 zzz1 zzzz zzez 0000 zzzz", system::setend),
     row("srs", "1111 100 p u 1 w 0 oozo zzzz zozo zzz mmmmm", system::srs),
     row("rfe", "1111 100 p u 0 w 1 nnnn zzzz ozoz zzzz zzzz", system::rfe),
     row("floating-point without condition", "1111 1110 xxxx xxxx xxxx 10xx xxx0 xxxx", unknown),

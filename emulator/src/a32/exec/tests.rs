@@ -349,6 +349,7 @@ fn unpredictable_operands_are_not_modelled() {
         0xe184_4f95,               // strex r4, r5, [r4]
         0xe7c0_0f90,               // bfi whose end is below its start
         0xe100_0090,               // swp
+        0xf101_0000,               // setend le: UNDEFINED, as SCTLR.SED says
         0xf101_0200,               // setend be
     ] {
         assert!(!is_modelled(word), "{word:#010x}");

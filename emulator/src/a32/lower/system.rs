@@ -194,11 +194,6 @@ pub(in crate::a32) fn cps(insn: Insn) -> Lowered {
     Lowered::Last(Op { imm: u64::from(value) << 32 | u64::from(mask), ..insn.op(run::cps) })
 }
 
-/// SETEND: LE is how it is, BE is not modelled.
-pub(in crate::a32) fn setend(insn: Insn) -> Lowered {
-    if insn.bit(9) { Lowered::Unknown } else { Lowered::Op(insn.op(loadstore::nothing)) }
-}
-
 /// How RFE and SRS address two words: the offset of the lower in the high half of `imm`, writeback in `aux`.
 fn two_words(insn: Insn, run: Handler) -> Op {
     let (before, up, write_back) = (insn.bit(24), insn.bit(23), insn.bit(21));

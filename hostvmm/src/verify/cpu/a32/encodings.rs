@@ -33,7 +33,7 @@ fn unmodelled(name: &str) -> bool {
 
 /// Those of [`super::system`].
 pub(super) fn by_hand(name: &str) -> bool {
-    const NAMES: [&str; 19] = [
+    const NAMES: [&str; 18] = [
         "svc",
         "hvc",
         "bkpt",
@@ -42,7 +42,6 @@ pub(super) fn by_hand(name: &str) -> bool {
         "mcr",
         "mrrc",
         "mcrr",
-        "setend",
         "vmrs",
         "vmsr",
         "mrs",
