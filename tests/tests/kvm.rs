@@ -35,7 +35,7 @@ fn boot() -> Result<&'static Path, &'static str> {
     let boot = BOOT.get_or_init(|| {
         let out = tempfile::tempdir().expect("a temporary directory");
         let mut command = Command::new(lab());
-        command.args(["run", "--kernel", "6.12", "--no-fetch", "--quiet", "--unit-tests", "--cpus", "2"]);
+        command.args(["run", "--kernel", "6.12", "--no-fetch", "--quiet", "--unit-tests"]);
         command.args(["--timeout", TIMEOUT_SECONDS, "--out"]).arg(out.path());
         let output = command.args(["--", "sh", "-c", &script()]).output().expect("the lab starts");
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
