@@ -2,6 +2,7 @@
 //!
 //! - [`addr`]: address and page-size newtypes that everything else speaks in;
 //! - [`tables`]: the guest's architecture and the format of its translation tables;
+//! - [`aliases`]: where an ARMv7 guest has room to map the region once more;
 //! - [`map`]: where RAM, the region and the devices lie in the guest's physical space;
 //! - [`boot`]: the boot block, handed over in the devicetree;
 //! - [`hypercall`]: the doorbell, the request block, the commands a vCPU is given and the outcomes it returns.
@@ -14,10 +15,12 @@
 extern crate std;
 
 pub mod addr;
+pub mod aliases;
 pub mod boot;
 pub mod hypercall;
 pub mod map;
 pub mod tables;
 
 pub use addr::{Gpa, Granule, GuestRange, VaBits};
+pub use aliases::Armv7Aliases;
 pub use tables::{Arch, ShortPages, Tables};

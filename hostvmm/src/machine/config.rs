@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use abi::boot::{self, BootInfo, WORKLOAD_PARAMS};
-use abi::{Arch, Gpa, Granule, GuestRange, ShortPages, Tables, VaBits, map};
+use abi::{Arch, Armv7Aliases, Gpa, Granule, GuestRange, ShortPages, Tables, VaBits, map};
 
 use workload::Pattern;
 
@@ -16,10 +16,6 @@ use crate::memory::{Backing, host_page_bytes};
 /// Bits of guest physical address that the machine has: KVM's default (`KVM_VM_TYPE_ARM_IPA_SIZE` 0 is 40 bits), which
 /// every arm64 host and the emulator support.
 pub const PHYSICAL_ADDRESS_BITS: u32 = 40;
-
-/// Above the devices: where an ARMv7 guest's room for mappings of the region begins, and how it aligns them.
-const ARMV7_ALIASES_START: u64 = 0x0c00_0000;
-const ARMV7_ALIAS_ALIGN: u64 = 2 << 20;
 
 /// Where virtual time comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -396,15 +392,7 @@ impl MachineConfig {
         }
         let executes = [Pattern::Code, Pattern::Mixed].iter().any(|pattern| pattern.number() == self.pattern);
         let aliases = 1 + usize::from(executes);
-        let mut rooms = [(ARMV7_ALIASES_START, map::RAM_BASE.raw()), (ram.end().raw(), 1 << 32)];
-        let within = region.start().raw() % ARMV7_ALIAS_ALIGN;
-        let mut take = || {
-            rooms.iter_mut().find_map(|(start, end)| {
-                let alias_end = start.next_multiple_of(ARMV7_ALIAS_ALIGN) + within + region.len_bytes();
-                (alias_end <= *end).then(|| *start = alias_end)
-            })
-        };
-        if (0..aliases).all(|_| take().is_some()) {
+        if Armv7Aliases::new(ram, region).take(aliases).count() == aliases {
             return Ok(());
         }
         Err(ConfigError::AliasRoom { ram, region_bytes: region.len_bytes(), aliases })

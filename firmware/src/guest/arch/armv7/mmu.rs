@@ -22,8 +22,7 @@
 use core::arch::asm;
 
 use abi::boot::BootInfo;
-use abi::map::RAM_BASE;
-use abi::{Gpa, GuestRange, Tables};
+use abi::{Armv7Aliases, Gpa, GuestRange, Tables};
 use pagetable::{Attributes, MapError, Sizes, Va, lpae, short};
 use workload::{Pattern, Plan};
 
@@ -32,10 +31,6 @@ use super::features::Features;
 
 /// SCTLR: MMU, data and instruction caches on; what is writable is never executable (WXN).
 const SCTLR_MMU_ON: u32 = SCTLR_MMU_OFF | SCTLR_MMU_AND_CACHES | 1 << 19;
-/// First address above the devices that nothing is mapped to.
-const ALIASES_START: u64 = 0x0c00_0000;
-/// An alias has the alignment of what it maps up to this, so that sections and blocks fit it as they fit the original.
-const ALIAS_ALIGN: u64 = 2 << 20;
 
 /// Register values of the shared translation.
 #[derive(Clone, Copy)]
@@ -105,13 +100,12 @@ impl Layout {
     /// # Panics
     /// If there is no room for the aliases that it takes.
     pub(crate) fn new(boot: &BootInfo, ram: GuestRange, plan: &Plan) -> Self {
-        let rooms = [(ALIASES_START, RAM_BASE.raw()), (ram.end().raw(), 1 << boot.tables.va_bits())];
-        let mut rooms = Rooms { rooms, region: boot.region };
+        let mut aliases = Armv7Aliases::new(ram, boot.region);
         let none = || panic!("4 GiB have no room for RAM {ram} and aliases of the region {}", boot.region);
-        let first = rooms.take().unwrap_or_else(none);
+        let first = aliases.next().unwrap_or_else(none);
         let executes = plan.patterns().any(|pattern| pattern == Pattern::Code);
-        let code = executes.then(|| rooms.take().unwrap_or_else(none));
-        Self { first, second: rooms.take(), code }
+        let code = executes.then(|| aliases.next().unwrap_or_else(none));
+        Self { first, second: aliases.next(), code }
     }
 
     /// The region's first writable alias.
@@ -132,27 +126,6 @@ impl Layout {
     /// There is no alias of RAM.
     pub(crate) fn ram_view(&self) -> Option<u64> {
         None
-    }
-}
-
-/// What is left of the rooms for aliases: start and end of each.
-struct Rooms {
-    rooms: [(u64, u64); 2],
-    region: GuestRange,
-}
-
-impl Rooms {
-    /// Room for one more alias of the region.
-    fn take(&mut self) -> Option<u64> {
-        let within = self.region.start().raw() % ALIAS_ALIGN;
-        self.rooms.iter_mut().find_map(|(start, end)| {
-            let at = start.next_multiple_of(ALIAS_ALIGN) + within;
-            let alias_end = at + self.region.len_bytes();
-            (alias_end <= *end).then(|| {
-                *start = alias_end;
-                at
-            })
-        })
     }
 }
 
