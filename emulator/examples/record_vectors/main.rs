@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use disarm64::{InsnOpcode, decoder};
+use emulator::lower::blocks::{exclusive_pair, tamed};
 use oracle::file::{MAGIC, VERSION, Vectors};
 use oracle::replay::Replayer;
 use oracle::state::{CODE, Digest, Outcome, Random, State, WINDOW, WINDOW_BYTES, code, inputs};
@@ -55,7 +56,7 @@ fn record(harness: &str, file: &str, seed: u64) -> Result<(), Box<dyn Error>> {
     for definition in &definitions {
         singles.extend((0..WORDS_PER_DEFINITION).filter_map(|_| definition.word(&mut random)).map(|word| vec![word]));
     }
-    let pairs: Vec<_> = (0..EXCLUSIVE_PAIRS).map(|_| exclusive_pair(&mut random)).collect();
+    let pairs: Vec<_> = (0..EXCLUSIVE_PAIRS).map(|_| exclusive_pair(|| random.next() as u32).to_vec()).collect();
     let processing: Vec<u32> = singles.iter().map(|block| block[0]).filter(|&word| is_data_processing(word)).collect();
     let sequences: Vec<Vec<u32>> = (0..SEQUENCES)
         .map(|_| (0..SEQUENCE_WORDS).map(|_| processing[random.below(processing.len() as u64) as usize]).collect())
@@ -152,7 +153,7 @@ impl Definition {
     /// A word of this definition that decodes to it and may be executed, if a few tries find one.
     fn word(self, random: &mut Random) -> Option<u32> {
         (0..64).find_map(|_| {
-            let word = tamed(self.opcode | random.next() as u32 & !self.mask, self.mask)?;
+            let word = tamed(self.opcode | random.next() as u32 & !self.mask, self.mask, folded)?;
             Self::of(word).filter(|&definition| definition == self).map(|_| word)
         })
     }
@@ -214,80 +215,11 @@ fn is_data_processing(word: u32) -> bool {
     group & 0b1110 == 0b1000 || group & 0b0111 == 0b0101 || group & 0b0111 == 0b0111
 }
 
-/// `word` with its free bits changed so that it stays in its slot, or `None` if it is CONSTRAINED UNPREDICTABLE.
-fn tamed(word: u32, mask: u32) -> Option<u32> {
-    let field = |low: u32, len: u32| word >> low & ((1 << len) - 1);
-    // A displacement in words, folded into the slot around the block's start; zero would be a loop.
-    let fold = |low: u32, len: u32| {
-        let offset = (field(low, len) % 24) as i32 - 8;
-        let offset = if offset == 0 { 5 } else { offset } as u32;
-        let places = ((1 << len) - 1) << low;
-        word & !places | offset << low & places
-    };
-    if word >> 26 & 0x1f == 0b00101 {
-        return Some(fold(0, 26));
-    }
-    if word & 0xff00_0010 == 0x5400_0000 || word & 0x7e00_0000 == 0x3400_0000 {
-        return Some(fold(5, 19));
-    }
-    if word & 0x7e00_0000 == 0x3600_0000 {
-        return Some(fold(5, 14));
-    }
-    if word >> 25 & 0b101 != 0b100 {
-        return Some(word);
-    }
-    let (rt, rn, rt2, rs) = (field(0, 5), field(5, 5), field(10, 5), field(16, 5));
-    let (vector, load) = (field(26, 1) == 1, field(22, 1) == 1);
-    match field(27, 3) {
-        0b011 => Some(fold(5, 19)),
-        0b001 if !vector => {
-            // Fields that should be one.
-            let mut word = word;
-            let paired = field(21, 1) == 1;
-            if !paired {
-                word |= 0x1f << 10 & !mask;
-            }
-            if (load || field(23, 1) == 1) && !paired {
-                word |= 0x1f << 16 & !mask;
-            }
-            let store_exclusive = !load && field(23, 1) == 0;
-            let clash = store_exclusive && (rs == rt || rs == rn && rn != 31 || paired && rs == rt2);
-            let double = load && field(23, 1) == 0 && paired && rt == rt2;
-            (!clash && !double).then_some(word)
-        }
-        0b101 => {
-            let writes_back = field(23, 1) == 1 && !vector && rn != 31 && (rt == rn || rt2 == rn);
-            (!(writes_back || load && rt == rt2)).then_some(word)
-        }
-        0b111 if field(24, 1) == 0 => {
-            let writes_back = field(21, 1) == 0 && field(10, 1) == 1 && !vector && rn != 31 && rt == rn;
-            let offset_is_base = field(21, 1) == 1 && field(10, 2) == 2 && rs == rn && rn != 31;
-            (!writes_back && !offset_is_base).then_some(word)
-        }
-        _ => Some(word),
-    }
-}
-
-/// A load-exclusive and the store-exclusive to it.
-fn exclusive_pair(random: &mut Random) -> Vec<u32> {
-    loop {
-        let any = random.next() as u32;
-        let (rn, rt, rt2) = (any & 31, any >> 5 & 31, any >> 10 & 31);
-        let (source, source2, status) = (any >> 15 & 31, any >> 20 & 31, any >> 25 & 31);
-        let any = random.next() as u32;
-        let paired = any & 3 == 0;
-        let size = if paired { 2 | any >> 2 & 1 } else { any >> 2 & 3 };
-        let (rt2, source2) = if paired { (rt2, source2) } else { (31, 31) };
-        let kept = rn == 31 || rt != rn && (!paired || rt2 != rn) && status != rn;
-        let unlike = status != source && (!paired || status != source2 && rt != rt2);
-        if kept && unlike {
-            let common = size << 30 | 1 << 27 | u32::from(paired) << 21 | rn << 5;
-            let (acquire, release) = (any >> 4 & 1, any >> 5 & 1);
-            return vec![
-                common | 1 << 22 | 31 << 16 | acquire << 15 | rt2 << 10 | rt,
-                common | status << 16 | release << 15 | source2 << 10 | source,
-            ];
-        }
+/// A displacement in words, folded into the slot around the block's start; zero would be a loop.
+fn folded(field: u32) -> i32 {
+    match (field % 24) as i32 - 8 {
+        0 => 5,
+        offset => offset,
     }
 }
 

@@ -4,6 +4,7 @@
 //! nothing, or to an encoding that the architecture reserves, is UNDEFINED; an instruction that exists but is not modelled is
 //! UNDEFINED too and named in the machine's log.
 
+pub mod blocks;
 mod integer;
 mod memory;
 mod simd;

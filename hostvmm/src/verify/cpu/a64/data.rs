@@ -4,6 +4,7 @@
 //! alone, one not mapped, one without its access flag, one that is a device's, one read-only for EL1 alone. Base registers are
 //! pointed into the window; some, on purpose, elsewhere.
 
+use emulator::lower::blocks;
 use workload::SplitMix64;
 
 use super::asm::{BRK, NOP};
@@ -198,27 +199,9 @@ fn reach(position: usize) -> Reach {
 /// A load-exclusive and the store-exclusive to it.
 pub(super) fn exclusive_pair(mut draw: Draw<'_>) -> Block {
     let mut registers = draw.registers();
-    loop {
-        let any = draw.random.next_u64() as u32;
-        let (rn, rt, rt2) = (any & 31, any >> 5 & 31, any >> 10 & 31);
-        let (source, source2, status) = (any >> 15 & 31, any >> 20 & 31, any >> 25 & 31);
-        let any = draw.random.next_u64() as u32;
-        let paired = any & 3 == 0;
-        let size = if paired { 2 | any >> 2 & 1 } else { any >> 2 & 3 };
-        let (rt2, source2) = if paired { (rt2, source2) } else { (31, 31) };
-        let kept = rn == 31 || rt != rn && (!paired || rt2 != rn) && status != rn;
-        let unlike = status != source && (!paired || status != source2 && rt != rt2);
-        if kept && unlike {
-            let common = size << 30 | 1 << 27 | u32::from(paired) << 21 | rn << 5;
-            let (acquire, release) = (any >> 4 & 1, any >> 5 & 1);
-            let words = vec![
-                common | 1 << 22 | 31 << 16 | acquire << 15 | rt2 << 10 | rt,
-                common | status << 16 | release << 15 | source2 << 10 | source,
-            ];
-            aim(&mut draw, &mut registers, words[0], false);
-            return draw.finish(Group::Exclusive, words, registers);
-        }
-    }
+    let words = blocks::exclusive_pair(|| draw.random.next_u64() as u32);
+    aim(&mut draw, &mut registers, words[0], false);
+    draw.finish(Group::Exclusive, words.to_vec(), registers)
 }
 
 /// Points the base register of `word`, if it has one, to a place of the slot. To the device's page only if it is `alone`: then

@@ -1,5 +1,6 @@
 //! The encodings that blocks are drawn from: [`Encoding`], of `encodings.txt`.
 
+use emulator::lower::blocks::tamed;
 use workload::SplitMix64;
 
 use super::features::Features;
@@ -37,7 +38,8 @@ impl Encoding {
     /// UNPREDICTABLE and that the emulator models.
     pub(super) fn word(&self, random: &mut SplitMix64, reach: Reach) -> Option<u32> {
         (0..64).find_map(|_| {
-            let word = tamed(self.fixed | random.next_u64() as u32 & !self.mask, self.mask, random, reach)?;
+            let any = self.fixed | random.next_u64() as u32 & !self.mask;
+            let word = tamed(any, self.mask, |_| reach.displacement(random))?;
             (emulator::lower::support(word) != emulator::lower::Support::Unknown).then_some(word)
         })
     }
@@ -52,59 +54,13 @@ pub(super) struct Reach {
     pub(super) forward: i32,
 }
 
-/// `word` with its free bits changed so that it stays in its slot, or `None` if it is CONSTRAINED UNPREDICTABLE.
-fn tamed(word: u32, mask: u32, random: &mut SplitMix64, reach: Reach) -> Option<u32> {
-    let field = |low: u32, len: u32| word >> low & ((1 << len) - 1);
-    let mut fold = |low: u32, len: u32| {
-        let offset = if random.below(3) == 0 {
-            reach.back.0 + random.below((reach.back.1 - reach.back.0 + 1) as u64) as i32
+impl Reach {
+    fn displacement(self, random: &mut SplitMix64) -> i32 {
+        if random.below(3) == 0 {
+            self.back.0 + random.below((self.back.1 - self.back.0 + 1) as u64) as i32
         } else {
-            1 + random.below(reach.forward as u64 - 1) as i32
-        };
-        let places = ((1 << len) - 1) << low;
-        Some(word & !places | (offset as u32) << low & places)
-    };
-    if word >> 26 & 0x1f == 0b00101 {
-        return fold(0, 26);
-    }
-    if word & 0xff00_0010 == 0x5400_0000 || word & 0x7e00_0000 == 0x3400_0000 {
-        return fold(5, 19);
-    }
-    if word & 0x7e00_0000 == 0x3600_0000 {
-        return fold(5, 14);
-    }
-    if word >> 25 & 0b101 != 0b100 {
-        return Some(word);
-    }
-    let (rt, rn, rt2, rs) = (field(0, 5), field(5, 5), field(10, 5), field(16, 5));
-    let (vector, load) = (field(26, 1) == 1, field(22, 1) == 1);
-    match field(27, 3) {
-        0b011 => fold(5, 19),
-        0b001 if !vector => {
-            // Fields that should be one.
-            let mut word = word;
-            let paired = field(21, 1) == 1;
-            if !paired {
-                word |= 0x1f << 10 & !mask;
-            }
-            if (load || field(23, 1) == 1) && !paired {
-                word |= 0x1f << 16 & !mask;
-            }
-            let store_exclusive = !load && field(23, 1) == 0;
-            let clash = store_exclusive && (rs == rt || rs == rn && rn != 31 || paired && rs == rt2);
-            let double = load && field(23, 1) == 0 && paired && rt == rt2;
-            (!clash && !double).then_some(word)
+            1 + random.below(self.forward as u64 - 1) as i32
         }
-        0b101 => {
-            let writes_back = field(23, 1) == 1 && !vector && rn != 31 && (rt == rn || rt2 == rn);
-            (!(writes_back || load && rt == rt2)).then_some(word)
-        }
-        0b111 if field(24, 1) == 0 => {
-            let writes_back = field(21, 1) == 0 && field(10, 1) == 1 && !vector && rn != 31 && rt == rn;
-            let offset_is_base = field(21, 1) == 1 && field(10, 2) == 2 && rs == rn && rn != 31;
-            (!writes_back && !offset_is_base).then_some(word)
-        }
-        _ => Some(word),
     }
 }
 
