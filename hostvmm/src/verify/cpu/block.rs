@@ -4,6 +4,26 @@ use std::ops::Range;
 
 use workload::SplitMix64;
 
+/// Turns of the groups that are no encodings of the table, among sixteen blocks.
+const TURNS: [Option<Group>; 16] = [
+    None,
+    None,
+    Some(Group::Walk),
+    None,
+    None,
+    Some(Group::System),
+    None,
+    None,
+    Some(Group::Walk),
+    None,
+    None,
+    Some(Group::Exception),
+    None,
+    Some(Group::Exclusive),
+    Some(Group::Walk),
+    Some(Group::Maintenance),
+];
+
 /// A kind of blocks, for counts and for `--group`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub enum Group {
@@ -55,6 +75,11 @@ impl Group {
         Self::Exception,
         Self::Walk,
     ];
+
+    /// The group whose turn block `number` is, where that is no matter of encodings.
+    pub(super) fn of_turn(number: u64) -> Option<Self> {
+        TURNS[number as usize % TURNS.len()]
+    }
 
     /// Its name on the command line and in the ledger.
     pub const fn name(self) -> &'static str {

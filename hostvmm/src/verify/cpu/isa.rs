@@ -2,6 +2,12 @@
 
 use super::block::{Block, Effect, Group};
 
+/// `KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE` and the offset of `regs.pc` in `struct kvm_regs` / 4; of PSTATE.
+pub(super) const REG_PC: u64 = 0x6030_0000_0010_0040;
+pub(super) const REG_PSTATE: u64 = REG_PC + 2;
+/// KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG.
+pub(super) const SYSREG: u64 = 0x6030_0000_0013_0000;
+
 /// Where the monitor finds what it runs. Offsets in RAM.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {

@@ -19,34 +19,8 @@ use self::data::Draw;
 use self::encodings::Encoding;
 use self::monitor::{field, map};
 use super::block::{Block, Effect, Group, random};
-use super::isa::{Isa, Layout, Setup};
+use super::isa::{Isa, Layout, REG_PC, REG_PSTATE, SYSREG, Setup};
 use crate::backend::{Accelerator, provenance};
-
-/// `KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE` and the offset of `regs.pc` in `struct kvm_regs` / 4; of PSTATE.
-const REG_PC: u64 = 0x6030_0000_0010_0040;
-const REG_PSTATE: u64 = REG_PC + 2;
-/// KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG.
-const SYSREG: u64 = 0x6030_0000_0013_0000;
-
-/// Turns of the groups that are no encodings of the table, among sixteen blocks.
-const TURNS: [Option<Group>; 16] = [
-    None,
-    None,
-    Some(Group::Walk),
-    None,
-    None,
-    Some(Group::System),
-    None,
-    None,
-    Some(Group::Walk),
-    None,
-    None,
-    Some(Group::Exception),
-    None,
-    Some(Group::Exclusive),
-    Some(Group::Walk),
-    Some(Group::Maintenance),
-];
 
 /// Where the monitor finds what it runs.
 pub(super) const LAYOUT: Layout = Layout {
@@ -139,7 +113,7 @@ impl Isa for A32 {
     fn learn(&mut self, _effect: &Effect) {}
 
     fn block(&self, seed: u64, number: u64, group: Option<Group>) -> Block {
-        let turn = group.or(TURNS[(number % 16) as usize]);
+        let turn = group.or_else(|| Group::of_turn(number));
         let draw = self.draw(seed, number);
         match turn {
             Some(Group::Walk) => walk::walk(draw),

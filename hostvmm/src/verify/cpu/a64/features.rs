@@ -1,11 +1,11 @@
 //! What the host's CPU shows to a guest, as far as blocks depend on it: [`Features`].
 
+use std::thread;
+
 use emulator::sysreg::enc::*;
 
+use super::super::isa::SYSREG;
 use crate::backend::{Accelerator, BackendError, Vcpu, provenance};
-
-/// KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG.
-pub(super) const SYSREG: u64 = 0x6030_0000_0013_0000;
 
 /// Features of the host: what it lacks is not generated. The emulator has them all.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +40,8 @@ pub(super) struct Features {
     pub(super) idst: bool,
     /// The host's CPU is QEMU's, which knows no alignment of SP, among other things.
     pub(super) emulated: bool,
+    /// It is, and has other CPUs beside it, for which QEMU executes atomics otherwise.
+    pub(super) emulated_parallel: bool,
 }
 
 impl Features {
@@ -51,6 +53,8 @@ impl Features {
         let mut field = |register: u16, low: u32| -> Result<u64, BackendError> {
             Ok(vcpu.get_reg(SYSREG | u64::from(register))? as u64 >> low & 15)
         };
+        let emulated = provenance(Accelerator::Kvm) != Accelerator::Kvm.to_string();
+        let parallel = thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
         Ok(Self {
             crc32: field(ID_AA64ISAR0_EL1, 16)? >= 1,
             lse: field(ID_AA64ISAR0_EL1, 20)? >= 2,
@@ -69,7 +73,8 @@ impl Features {
             output_size: field(ID_AA64MMFR0_EL1, 0)?.min(4),
             lse2: field(ID_AA64MMFR2_EL1, 32)? >= 1,
             idst: field(ID_AA64MMFR2_EL1, 36)? >= 1,
-            emulated: provenance(Accelerator::Kvm) != Accelerator::Kvm.to_string(),
+            emulated,
+            emulated_parallel: emulated && parallel,
             // DCZID_EL0 is no register of KVM's: a guest must be asked.
             zeroes_64_bytes: false,
         })
@@ -109,5 +114,6 @@ impl Features {
         lse2: false,
         idst: false,
         emulated: false,
+        emulated_parallel: false,
     };
 }
