@@ -1,11 +1,15 @@
 //! What the short-descriptor mapper builds, its walker translates: every mapped address to its output with its
 //! permissions, every other address to a fault at the level where the tree ends. The model is a list of ranges.
 
+mod armv7;
+
 use abi::{Gpa, ShortPages};
 use pagetable::short::walker::{self, Fault, Memory, Registers, Size, Walk};
 use pagetable::short::{DACR, Mapper, NMRR, PRRR, TTBCR, TableMemory, ttbr0};
 use pagetable::{Attributes, Execute, MapError, MemoryType, Sizes, Va, Write};
 use proptest::prelude::*;
+
+use crate::armv7::{Request, attributes};
 
 const ARENA: u64 = 0x4000_0000;
 const MIB: u64 = 1 << 20;
@@ -63,39 +67,6 @@ impl TableMemory for Arena {
     fn write(&mut self, gpa: Gpa, descriptor: u32) {
         self.words[(gpa.raw() - ARENA) as usize / 4] = descriptor;
     }
-}
-
-/// A mapping asked for.
-#[derive(Clone, Copy, Debug)]
-struct Request {
-    va: u64,
-    gpa: u64,
-    len_bytes: u64,
-    attributes: Attributes,
-    sizes: Sizes,
-}
-
-impl Request {
-    fn touches(&self, from: u64, to: u64) -> bool {
-        self.va < to && from < self.va + self.len_bytes
-    }
-}
-
-fn attributes() -> impl Strategy<Value = Attributes> {
-    (
-        prop_oneof![Just(MemoryType::Normal), Just(MemoryType::Device)],
-        prop_oneof![Just(Write::No), Just(Write::Yes)],
-        prop_oneof![Just(Execute::No), Just(Execute::El1)],
-        any::<bool>(),
-        any::<bool>(),
-    )
-        .prop_map(|(memory, write, execute, global, accessed)| Attributes {
-            memory,
-            write,
-            execute,
-            global,
-            accessed,
-        })
 }
 
 /// Requests that crowd around a few places, so that they overlap, share tables and meet at the sections' boundaries.

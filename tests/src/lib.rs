@@ -150,3 +150,25 @@ pub fn run<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>, with_ledger:
         ledger: std::fs::read(&ledger).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or(Value::Null),
     }
 }
+
+/// The run of `verify passes` passed, and its ledger says so in every field that could say otherwise.
+#[track_caller]
+pub fn expect_exact(run: &Run, passes: usize, lockstep: bool) {
+    run.expect_status(0);
+    let ledger = &run.ledger;
+    assert_eq!(ledger["verdict"], "pass");
+    assert_eq!(ledger["region"]["equal"], true);
+    assert_eq!(ledger["region"]["sum_r_source"], ledger["region"]["sum_r_dest"]);
+    let entries = ledger["passes"].as_array().unwrap();
+    assert_eq!(entries.len(), passes + 1);
+    for (index, pass) in entries.iter().enumerate() {
+        assert_eq!(pass["pass"], index as u64);
+        assert_eq!(pass["missing"], 0, "{pass}");
+        assert_eq!(pass["extra"], pass["extra_explained"], "{pass}");
+        if lockstep || index == passes {
+            assert!(pass["digest_model"].is_string(), "{pass}");
+            assert_eq!(pass["digest_guest"], pass["digest_model"], "{pass}");
+            assert_eq!(pass["digest_copy"], pass["digest_model"], "{pass}");
+        }
+    }
+}

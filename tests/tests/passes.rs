@@ -2,7 +2,7 @@
 //! digests equal.
 
 use serde_json::Value;
-use tests::{Run, firmware_or_skip, run};
+use tests::{Run, expect_exact, firmware_or_skip, run};
 
 const PATTERNS: [&str; 15] = [
     "dirtyram:sleep_ms=0",
@@ -31,28 +31,6 @@ fn verify(arguments: &[&str]) -> Option<Run> {
 
 fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_else(|| panic!("{value} is a number"))
-}
-
-/// The run passed, and its ledger says so in every field that could say otherwise.
-#[track_caller]
-fn expect_exact(run: &Run, passes: usize, lockstep: bool) {
-    run.expect_status(0);
-    let ledger = &run.ledger;
-    assert_eq!(ledger["verdict"], "pass");
-    assert_eq!(ledger["region"]["equal"], true);
-    assert_eq!(ledger["region"]["sum_r_source"], ledger["region"]["sum_r_dest"]);
-    let entries = ledger["passes"].as_array().unwrap();
-    assert_eq!(entries.len(), passes + 1);
-    for (index, pass) in entries.iter().enumerate() {
-        assert_eq!(number(&pass["pass"]), index as u64);
-        assert_eq!(number(&pass["missing"]), 0, "{pass}");
-        assert_eq!(pass["extra"], pass["extra_explained"], "{pass}");
-        if lockstep || index == passes {
-            assert!(pass["digest_model"].is_string(), "{pass}");
-            assert_eq!(pass["digest_guest"], pass["digest_model"], "{pass}");
-            assert_eq!(pass["digest_copy"], pass["digest_model"], "{pass}");
-        }
-    }
 }
 
 #[test]
