@@ -200,8 +200,9 @@ fn words(
         // LDR X3, [X0]; STR X4, [X0]; LDTR X3, [X0]; STTR X4, [X0]; LDRB W3, [X0]; STP X4, X5, [X0]; BR X0.
         let accesses = [0xf940_0003, 0xf900_0004, 0xf840_0803, 0xf800_0804, 0x3940_0003, 0xa900_1404, 0xd61f_0000];
         let access = one_of(random, if records { &accesses[..6] } else { &accesses });
-        // LDADD X4, X3, [X0].
-        words.push(if features.lse && once_in(random, 8) { 0xf824_0003 } else { access });
+        // LDADD X4, X3, [X0]. QEMU 7.2 with several CPUs walks for its write alone, and marks no access where that is denied.
+        let atomic = features.lse && once_in(random, 8) && !features.emulated_parallel;
+        words.push(if atomic { 0xf824_0003 } else { access });
     }
     words
 }
