@@ -54,6 +54,12 @@ fn every_pattern_is_exact_in_lockstep_on_every_format_of_tables() {
 }
 
 #[test]
+fn ram_may_reach_to_the_end_of_the_address_space() {
+    let Some(run) = verify(&["--ram", "3G", "--passes", "1"]) else { return };
+    expect_exact(&run, 1, true);
+}
+
+#[test]
 fn every_pattern_is_exact_live() {
     for (number, pattern) in PATTERNS.into_iter().enumerate() {
         let (tables, granule) = TABLES[number % TABLES.len()];
