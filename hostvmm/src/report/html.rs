@@ -1,9 +1,11 @@
-//! A ledger as one self-contained HTML page: the text report, and plots of pages and times over the passes.
+//! A ledger as one self-contained HTML page: the text report, plots of pages and times over the passes, and of a migration
+//! its passes and the gaps between the guest's heartbeats.
 
 use maud::{DOCTYPE, PreEscaped, html as markup};
 use plotters::prelude::*;
 
-use super::{Ledger, PassEntry, cell_name, text};
+use super::ledger::{GapsEntry, RoundEntry};
+use super::{Ledger, PassEntry, cell_name, migration, text};
 
 /// Size of a plot in pixels.
 const PLOT_SIZE: (u32, u32) = (900, 260);
@@ -40,6 +42,15 @@ pub fn html(ledger: &Ledger) -> String {
                             ("digest", MAGENTA, |pass| pass.digest_ns / 1000),
                         ])))
                     }
+                    @if let Some(entry) = &run.migration {
+                        h2 { (cell_name(run)) }
+                        @if entry.rounds.len() > 1 {
+                            (PreEscaped(rounds(&entry.rounds)))
+                        }
+                        @if let Some(gaps) = &entry.gaps {
+                            (PreEscaped(histogram(gaps)))
+                        }
+                    }
                 }
             }
         }
@@ -75,6 +86,60 @@ fn plot(unit: &str, run: &Ledger, series: &[Series]) -> String {
     svg
 }
 
+/// An SVG plot of what each pass of a migration sent, on a logarithmic scale: pass 0 sends everything.
+fn rounds(rounds: &[RoundEntry]) -> String {
+    let kib = |round: &RoundEntry| (round.bytes / 1024).max(1);
+    let top = rounds.iter().map(kib).max().unwrap_or(1);
+    let last = rounds.last().map_or(1, |round| round.pass);
+    let mut svg = String::new();
+    let drawn = (|| {
+        let area = SVGBackend::with_string(&mut svg, PLOT_SIZE).into_drawing_area();
+        let mut chart = ChartBuilder::on(&area)
+            .margin(8)
+            .x_label_area_size(28)
+            .y_label_area_size(70)
+            .build_cartesian_2d(0..last.max(1), (1..top.saturating_mul(2)).log_scale())?;
+        chart.configure_mesh().x_desc("pass of the migration").y_desc("KiB sent").draw()?;
+        chart.draw_series(LineSeries::new(rounds.iter().map(|round| (round.pass, kib(round))), BLUE).point_size(3))?;
+        area.present()
+    })();
+    drawn.expect("drawing into a String fails only for a bad layout, and this one is constant");
+    svg
+}
+
+/// An SVG plot of how many gaps between heartbeats were how long, both on logarithmic scales.
+fn histogram(gaps: &GapsEntry) -> String {
+    let buckets = migration::buckets(gaps);
+    let top = buckets.iter().flat_map(|(_, counts)| counts).copied().max().unwrap_or(1).max(1);
+    let [first, last] =
+        [buckets.first(), buckets.last()].map(|bucket| bucket.map_or(1, |(from_ns, _)| (*from_ns).max(1)));
+    let mut svg = String::new();
+    let drawn = (|| {
+        let area = SVGBackend::with_string(&mut svg, PLOT_SIZE).into_drawing_area();
+        let mut chart = ChartBuilder::on(&area)
+            .margin(8)
+            .x_label_area_size(28)
+            .y_label_area_size(70)
+            .build_cartesian_2d((first..last.saturating_mul(2)).log_scale(), (1..top.saturating_mul(2)).log_scale())?;
+        chart.configure_mesh().x_desc("ns between two heartbeats").y_desc("gaps").draw()?;
+        for (part, (label, colour)) in [("before", BLUE), ("during", RED), ("after", GREEN)].into_iter().enumerate() {
+            // Each part's dots a little beside the others', so that none hides another.
+            let dot = |(from_ns, counts): &(u64, [u64; 3])| {
+                let beside = (*from_ns).max(1).saturating_add(from_ns / 4 * part as u64);
+                (counts[part] > 0).then(|| Circle::new((beside, counts[part]), 4, colour.filled()))
+            };
+            chart
+                .draw_series(buckets.iter().filter_map(dot))?
+                .label(label)
+                .legend(move |at| Circle::new(at, 4, colour.filled()));
+        }
+        chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
+        area.present()
+    })();
+    drawn.expect("drawing into a String fails only for a bad layout, and this one is constant");
+    svg
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,5 +153,12 @@ mod tests {
         let mut longer = sample();
         longer.passes.push(PassEntry { pass: 2, predicted: 10, ..PassEntry::default() });
         assert_eq!(html(&longer).matches("<svg").count(), 2);
+    }
+
+    #[test]
+    fn a_migration_has_plots_of_its_passes_and_of_the_gaps() {
+        let page = html(&crate::report::migration::tests::migrated());
+        assert_eq!(page.matches("<svg").count(), 2);
+        assert!(page.contains("during"), "the legend names the parts");
     }
 }

@@ -10,6 +10,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+mod migration;
+
+pub use migration::{
+    BytesEntry, CancelEntry, DowntimeEntry, EstimateEntry, GapBucket, GapsEntry, GuestClockEntry, HopEntry, KillEntry,
+    MigrationEntry, RoundEntry, SlotDigestsEntry, ThrottleEntry,
+};
+
 /// The tables that there were when ledgers did not name them.
 fn only_tables() -> String {
     "v8".to_owned()
@@ -70,7 +77,7 @@ pub struct Ledger {
     /// Why it did not pass; absent where it did.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
-    /// Name of the scenario: `run`, `passes`, `matrix`, `faults`, `hugepages`, `cpu`.
+    /// Name of the scenario: `run`, `passes`, `matrix`, `faults`, `hugepages`, `cpu`, `migrate`, `cancel`, `chain`.
     pub scenario: String,
     /// `emulator` or `kvm`.
     pub accelerator: String,
@@ -192,31 +199,6 @@ pub struct PassEntry {
     pub copy_ns: u64,
     /// Time to digest the destination, in ns.
     pub digest_ns: u64,
-}
-
-/// A migration in the ledger.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct MigrationEntry {
-    /// As QEMU's `query-migrate` names it.
-    pub status: String,
-    /// Start to end, in ns.
-    pub total_ns: u64,
-    /// Set-up, in ns.
-    pub setup_ns: u64,
-    /// Bytes sent.
-    pub transferred: u64,
-    /// Pages sent whole.
-    pub normal: u64,
-    /// Pages sent as zero.
-    pub zero: u64,
-    /// Harvests.
-    pub syncs: u64,
-    /// Downtime by the host's clock, in ns.
-    pub downtime_host_ns: u64,
-    /// Downtime by the guest's counter, in ns.
-    pub downtime_guest_ns: u64,
-    /// Disagreement of the two, in parts per million.
-    pub counter_error_ppm: f64,
 }
 
 /// What the scenario `hugepages` counted.

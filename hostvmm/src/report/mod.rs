@@ -11,6 +11,7 @@ mod html;
 mod junit;
 mod ktap;
 pub mod ledger;
+mod migration;
 mod progress;
 mod text;
 
@@ -68,8 +69,11 @@ fn checks(ledger: &Ledger) -> Vec<Check> {
         let name = format!("{}: {} blocks", entry.group, entry.blocks);
         checks.push(check(name, (!wrong.is_empty()).then(|| wrong.join("; "))));
     }
+    checks.extend(migration::checks(ledger));
     let beyond = ledger.mismatches.iter().filter(|m| {
-        !ledger.passes.iter().any(|entry| entry.pass == m.pass) && !ledger.groups.iter().any(|entry| is_of(m, entry))
+        !ledger.passes.iter().any(|entry| entry.pass == m.pass)
+            && !ledger.groups.iter().any(|entry| is_of(m, entry))
+            && !migration::is_told(ledger, m)
     });
     let beyond: Vec<String> = beyond.map(describe).collect();
     if !beyond.is_empty() {
@@ -116,7 +120,9 @@ fn cell_name(ledger: &Ledger) -> String {
         Some(huge) => huge.eager_split.map_or(" eager-split off".to_owned(), |it| format!(" eager-split {}", Size(it))),
         None => String::new(),
     };
-    format!("{} {workload} vcpus={vcpus} {mode} {clock}{eager}", translation(ledger))
+    // Migrations side by side differ in nothing else.
+    let seed = if ledger.migration.is_some() { format!(" seed={}", ledger.seed) } else { String::new() };
+    format!("{} {workload} vcpus={vcpus} {mode} {clock}{eager}{seed}", translation(ledger))
 }
 
 /// The guest's translation in two words: granule and VA bits, or on ARMv7 the format, whose VA bits are 32.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 
 use super::ledger::{HugePagesEntry, Phase};
-use super::{Ledger, Verdict, cell_name, describe};
+use super::{Ledger, Verdict, cell_name, describe, migration};
 use crate::memory::Size;
 
 /// One rule, under the header.
@@ -48,6 +48,14 @@ pub fn text(ledger: &Ledger) -> String {
         };
         line(format!("faults while logging: {} without eager splitting, {} with it", faults(off), faults(on)));
     }
+    for run in std::iter::once(ledger).chain(&ledger.cells) {
+        if let Some(entry) = &run.migration {
+            if !ledger.cells.is_empty() {
+                line(format!("{}:", cell_name(run)));
+            }
+            line(migration::text(entry).trim_end().to_owned());
+        }
+    }
     let region = &ledger.region;
     for (sum, what) in [(region.sum_r_source, "region"), (region.sum_r_dest, "copy")] {
         if let Some(sum) = sum {
@@ -68,6 +76,12 @@ pub fn text(ledger: &Ledger) -> String {
         }
         Verdict::Pass if ledger.scenario == "hugepages" => {
             "PASS: blocks before logging, dissolved page by page while the log was exact, rebuilt after"
+        }
+        Verdict::Pass if ["migrate", "chain"].contains(&ledger.scenario.as_str()) => {
+            "PASS: the guest moved while it ran, and not one byte was lost"
+        }
+        Verdict::Pass if ledger.scenario == "cancel" => {
+            "PASS: exactly one side had the guest, whole, whatever happened"
         }
         Verdict::Pass if !ledger.groups.is_empty() => {
             "PASS: every register and byte after every block is the same on KVM and on the emulator"
@@ -94,14 +108,14 @@ fn heading(ledger: &Ledger) -> String {
     )
 }
 
-fn table(header: &[&str]) -> Table {
+pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(RULED).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
     table
 }
 
 /// Right-aligns every column but the first `text_columns`.
-fn align_numbers(table: &mut Table, text_columns: usize) {
+pub(super) fn align_numbers(table: &mut Table, text_columns: usize) {
     for column in table.column_iter_mut().skip(text_columns) {
         column.set_cell_alignment(CellAlignment::Right);
     }
