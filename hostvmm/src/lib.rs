@@ -5,6 +5,7 @@
 //! - [`device`]: doorbell, hypercalls, console;
 //! - [`backend`]: the traits [`backend::Vm`] and [`backend::Vcpu`], and what implements them;
 //! - [`dirty`]: dirty logs; [`pass`]: harvest, copy and digest; [`replicate`]: a region kept equal to a file or a peer;
+//! - [`migrate`]: a guest moves to another process while it runs;
 //! - [`vcpus`]: executes vCPUs and is their remote control;
 //! - [`verify`]: scenarios, the oracle, planted faults; [`probe`]: what this host offers;
 //! - [`report`]: the JSON ledger and what is rendered from it; [`cli`]: the command line.
@@ -15,6 +16,7 @@ pub mod device;
 pub mod dirty;
 pub mod machine;
 pub mod memory;
+pub mod migrate;
 pub mod pass;
 pub mod probe;
 pub mod replicate;

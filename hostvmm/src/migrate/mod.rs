@@ -1,0 +1,22 @@
+//! Live migration: a guest moves to another process while it runs, and not one byte is lost.
+//!
+//! - [`Monitor`]: sees and steers migrations; [`Parameters`], [`Capabilities`], [`MigrationInfo`] by QEMU's names;
+//! - [`Phase`] and [`Stage`]: where a migration is, and the moves that exist;
+//! - [`Estimate`]: what the passes so far foretell; [`HostTime`], [`ClockOffset`]: moments on two hosts;
+//! - [`Boundary`], [`FaultPlan`]: faults planted at the steps of both sides.
+
+mod clock;
+mod estimate;
+mod faults;
+mod info;
+mod monitor;
+mod parameters;
+mod phase;
+
+pub use clock::{ClockOffset, HostTime};
+pub use estimate::{Estimate, PassReport};
+pub use faults::{Action, Boundary, FaultPlan};
+pub use info::{DigestReport, DowntimeSplit, MigrationInfo, RamInfo, XbzrleInfo};
+pub use monitor::{Change, Monitor, MonitorError, PlantedFailure};
+pub use parameters::{Capabilities, Compression, CounterPolicy, DigestMode, ParameterError, Parameters};
+pub use phase::{Cancelled, Phase, Stage};

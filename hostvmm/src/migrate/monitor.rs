@@ -1,0 +1,428 @@
+//! What everybody may see of a migration and do to it while it is under way: [`Monitor`].
+//!
+//! A monitor lives as long as its machine and is used by one migration after the other: it keeps [`Parameters`] and
+//! [`Capabilities`], shows [`MigrationInfo`], cancels, starts the post-copy, and tells who asked of each change of phase and each
+//! pass. The migration itself writes to it through the `pub(super)` half, its moves through [`super::phase::Stage`].
+
+use std::fmt;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::faults::{Boundary, FaultPlan, Planted};
+use super::info::MigrationInfo;
+use super::parameters::{Capabilities, ParameterError, Parameters};
+use super::phase::{Cancelled, Phase, Setup, Stage};
+
+/// How long a migration that is cancelled has to say goodbye to its peer before its connections are cut.
+const GOODBYE: Duration = Duration::from_millis(200);
+
+/// Why a migration cannot be begun, cancelled, or switched to post-copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum MonitorError {
+    /// One is under way.
+    #[error("a migration is in progress (phase {phase}); cancel it or wait for its end")]
+    Running {
+        /// Where it is.
+        phase: Phase,
+    },
+    /// None is under way.
+    #[error("no migration is in progress")]
+    NotRunning,
+    /// The guest may run at the destination already.
+    #[error(
+        "the migration cannot be cancelled any more: the destination has been told to run the guest; \
+         if it is known to be gone, `cont` takes the guest back"
+    )]
+    Committed,
+    /// Post-copy was not agreed on at the start.
+    #[error("post-copy must be enabled before the migration starts (capability postcopy-ram)")]
+    NoPostcopy,
+}
+
+/// What a watcher is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// The migration has entered this phase: QEMU's event MIGRATION.
+    Phase(Phase),
+    /// This pass begins, counted from 1 as in QEMU's event MIGRATION_PASS.
+    Pass(u64),
+}
+
+type Watcher = Box<dyn Fn(Change) + Send + Sync>;
+type Cut = Box<dyn Fn() + Send + Sync>;
+
+/// Sees and steers the migrations of one machine.
+pub struct Monitor {
+    state: Mutex<State>,
+    changed: Condvar,
+    watcher: Option<Watcher>,
+    fault: Option<FaultPlan>,
+}
+
+#[derive(Default)]
+struct State {
+    info: MigrationInfo,
+    parameters: Parameters,
+    capabilities: Capabilities,
+    begun: Option<Instant>,
+    committed: bool,
+    postcopy_wanted: bool,
+    /// Cuts every connection of the migration, and by that ends whatever waits for one.
+    cuts: Vec<Cut>,
+}
+
+impl fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Monitor").field("phase", &self.phase()).finish_non_exhaustive()
+    }
+}
+
+impl Default for Monitor {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Monitor {
+    /// A monitor that has seen no migration.
+    pub fn new() -> Self {
+        Self { state: Mutex::default(), changed: Condvar::new(), watcher: None, fault: None }
+    }
+
+    /// Calls `watcher` at every change, on the thread that makes it: it is to return soon, and may call the monitor.
+    #[must_use]
+    pub fn watched(mut self, watcher: impl Fn(Change) + Send + Sync + 'static) -> Self {
+        self.watcher = Some(Box::new(watcher));
+        self
+    }
+
+    /// Plants a fault in every migration.
+    #[must_use]
+    pub fn with_fault(mut self, fault: Option<FaultPlan>) -> Self {
+        self.fault = fault;
+        self
+    }
+
+    /// Where the last migration is.
+    pub fn phase(&self) -> Phase {
+        self.lock().info.status
+    }
+
+    /// Everything about the last migration.
+    pub fn info(&self) -> MigrationInfo {
+        let state = self.lock();
+        let mut info = state.info.clone();
+        if let (Some(begun), true) = (state.begun, info.status.is_running()) {
+            info.total_time = Some(millis(begun.elapsed()));
+        }
+        info
+    }
+
+    /// The parameters.
+    pub fn parameters(&self) -> Parameters {
+        self.lock().parameters.clone()
+    }
+
+    /// Sets the parameters named, all or none.
+    ///
+    /// # Errors
+    /// [`ParameterError::Busy`] for one that is fixed while a migration is under way; else as [`Parameters::set`].
+    pub fn set_parameters<'a>(
+        &self,
+        values: impl IntoIterator<Item = (&'a str, &'a Value)>,
+    ) -> Result<(), ParameterError> {
+        let mut state = self.lock();
+        let mut parameters = state.parameters.clone();
+        for (name, value) in values {
+            if state.info.status.is_running() && !Parameters::is_live(name) {
+                return Err(ParameterError::Busy { name: name.to_owned() });
+            }
+            parameters.set(name, value)?;
+        }
+        state.parameters = parameters;
+        Ok(())
+    }
+
+    /// Replaces all parameters.
+    pub fn use_parameters(&self, parameters: Parameters) {
+        self.lock().parameters = parameters;
+    }
+
+    /// The capabilities.
+    pub fn capabilities(&self) -> Capabilities {
+        self.lock().capabilities
+    }
+
+    /// Sets the capabilities named, all or none.
+    ///
+    /// # Errors
+    /// [`ParameterError::Busy`] while a migration is under way; else as [`Capabilities::set`].
+    pub fn set_capabilities<'a>(
+        &self,
+        states: impl IntoIterator<Item = (&'a str, bool)>,
+    ) -> Result<(), ParameterError> {
+        let mut state = self.lock();
+        let mut capabilities = state.capabilities;
+        for (name, on) in states {
+            if state.info.status.is_running() {
+                return Err(ParameterError::Busy { name: name.to_owned() });
+            }
+            capabilities.set(name, on)?;
+        }
+        state.capabilities = capabilities;
+        Ok(())
+    }
+
+    /// Cancels the migration that is under way. Returns once it is on its way back; [`Self::wait_for_end`] tells when the
+    /// guest is known to run on here.
+    ///
+    /// # Errors
+    /// [`MonitorError::NotRunning`], and [`MonitorError::Committed`] once the destination may run the guest.
+    pub fn cancel(&self) -> Result<(), MonitorError> {
+        {
+            let mut state = self.lock();
+            match state.info.status {
+                Phase::Cancelling => return Ok(()),
+                phase if !phase.is_running() => return Err(MonitorError::NotRunning),
+                _ if state.committed => return Err(MonitorError::Committed),
+                _ => state.info.status = Phase::Cancelling,
+            }
+            self.changed.notify_all();
+        }
+        self.tell(Change::Phase(Phase::Cancelling));
+        let state = self.lock();
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(state, GOODBYE, |state| state.info.status.is_running())
+            .unwrap_or_else(PoisonError::into_inner);
+        if state.info.status.is_running() {
+            state.cuts.iter().for_each(|cut| cut());
+        }
+        Ok(())
+    }
+
+    /// Lets the migration switch to post-copy as soon as it can.
+    ///
+    /// # Errors
+    /// [`MonitorError::NotRunning`], [`MonitorError::NoPostcopy`].
+    pub fn start_postcopy(&self) -> Result<(), MonitorError> {
+        let mut state = self.lock();
+        if !state.info.status.is_running() {
+            return Err(MonitorError::NotRunning);
+        }
+        if !state.capabilities.postcopy_ram {
+            return Err(MonitorError::NoPostcopy);
+        }
+        state.postcopy_wanted = true;
+        Ok(())
+    }
+
+    /// Waits until no migration is under way, and says how the last one ended.
+    pub fn wait_for_end(&self) -> Phase {
+        let state = self.lock();
+        let running = |state: &mut State| state.info.status.is_running();
+        self.changed.wait_while(state, running).unwrap_or_else(PoisonError::into_inner).info.status
+    }
+
+    /// Begins a migration: what the last one left is forgotten.
+    pub(super) fn begin(&self) -> Result<Stage<'_, Setup>, MonitorError> {
+        {
+            let mut state = self.lock();
+            if state.info.status.is_running() {
+                return Err(MonitorError::Running { phase: state.info.status });
+            }
+            state.info = MigrationInfo { status: Phase::Setup, ..MigrationInfo::default() };
+            state.begun = Some(Instant::now());
+            state.committed = false;
+            state.postcopy_wanted = false;
+            state.cuts.clear();
+        }
+        self.tell(Change::Phase(Phase::Setup));
+        Ok(Stage::of(self))
+    }
+
+    /// A move of [`Stage`].
+    pub(super) fn enter(&self, phase: Phase, committed: bool) -> Result<(), Cancelled> {
+        let changes = {
+            let mut state = self.lock();
+            if state.info.status == Phase::Cancelling {
+                return Err(Cancelled);
+            }
+            if state.info.status == Phase::Setup {
+                state.info.setup_time = state.begun.map(|begun| millis(begun.elapsed()));
+            }
+            state.committed |= committed;
+            std::mem::replace(&mut state.info.status, phase) != phase
+        };
+        if changes {
+            self.tell(Change::Phase(phase));
+        }
+        Ok(())
+    }
+
+    /// Ends the migration: as `phase`, or as cancelled if someone has cancelled it and it is not complete.
+    pub(super) fn end(&self, phase: Phase, error: Option<String>) {
+        let phase = {
+            let mut state = self.lock();
+            let cancelled = state.info.status == Phase::Cancelling && phase != Phase::Completed;
+            let phase = if cancelled { Phase::Cancelled } else { phase };
+            state.info.total_time = state.begun.map(|begun| millis(begun.elapsed()));
+            state.info.cpu_throttle_percentage = None;
+            state.info.expected_downtime = None;
+            state.info.error_desc = error.filter(|_| phase == Phase::Failed);
+            state.info.status = phase;
+            state.cuts.clear();
+            phase
+        };
+        self.changed.notify_all();
+        self.tell(Change::Phase(phase));
+    }
+
+    /// Whether someone has cancelled.
+    pub(super) fn check(&self) -> Result<(), Cancelled> {
+        if self.phase() == Phase::Cancelling { Err(Cancelled) } else { Ok(()) }
+    }
+
+    /// Whether someone wants post-copy.
+    pub(super) fn is_postcopy_wanted(&self) -> bool {
+        self.lock().postcopy_wanted
+    }
+
+    /// `cut` ends whatever waits for a connection; it is called when someone cancels, at once if someone has.
+    pub(super) fn add_cut(&self, cut: impl Fn() + Send + Sync + 'static) {
+        let mut state = self.lock();
+        if state.info.status == Phase::Cancelling {
+            cut();
+        }
+        state.cuts.push(Box::new(cut));
+    }
+
+    /// Cuts every connection of the migration.
+    pub(super) fn cut(&self) {
+        self.lock().cuts.iter().for_each(|cut| cut());
+    }
+
+    /// Changes what is shown.
+    pub(super) fn show(&self, change: impl FnOnce(&mut MigrationInfo)) {
+        change(&mut self.lock().info);
+    }
+
+    /// A pass begins.
+    pub(super) fn pass(&self, pass: u64) {
+        self.tell(Change::Pass(pass + 1));
+    }
+
+    /// Carries out what is planned at `boundary`.
+    pub(super) fn at(&self, boundary: Boundary) -> Result<(), PlantedFailure> {
+        match self.fault.and_then(|fault| fault.strike(boundary)) {
+            None => Ok(()),
+            Some(Planted::Cut) => {
+                self.cut();
+                Ok(())
+            }
+            Some(Planted::Fail) => Err(PlantedFailure { boundary, disk_full: false }),
+            Some(Planted::DiskFull) => Err(PlantedFailure { boundary, disk_full: true }),
+        }
+    }
+
+    fn tell(&self, change: Change) {
+        if let Some(watcher) = &self.watcher {
+            watcher(change);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A planted fault that lets its step fail.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("planted fault at {boundary}{}", if *.disk_full { ": no space left on device" } else { "" })]
+pub struct PlantedFailure {
+    /// Where.
+    pub boundary: Boundary,
+    /// As if the disk were full.
+    pub disk_full: bool,
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_migration_goes_through_its_phases_and_tells_each() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&seen);
+        let monitor = Monitor::new().watched(move |change| told.lock().unwrap().push(change));
+        let stage = monitor.begin().unwrap();
+        let stage = stage.activate().unwrap().stop().unwrap().resume().unwrap().stop().unwrap();
+        stage.commit().unwrap().complete();
+        let phases = [Phase::Setup, Phase::Active, Phase::Device, Phase::Active, Phase::Device, Phase::Completed];
+        assert_eq!(*seen.lock().unwrap(), phases.map(Change::Phase));
+        assert_eq!(monitor.cancel(), Err(MonitorError::NotRunning));
+        assert!(monitor.begin().is_ok(), "a second one may begin");
+        assert_eq!(monitor.begin().unwrap_err(), MonitorError::Running { phase: Phase::Setup });
+    }
+
+    #[test]
+    fn a_cancelled_migration_moves_nowhere_but_to_its_end() {
+        let monitor = Monitor::new();
+        let stage = monitor.begin().unwrap().activate().unwrap();
+        let cut = Arc::new(Mutex::new(0));
+        let count = Arc::clone(&cut);
+        monitor.add_cut(move || *count.lock().unwrap() += 1);
+        monitor.cancel().unwrap();
+        assert_eq!(*cut.lock().unwrap(), 1, "what waits for a peer is freed");
+        assert_eq!(stage.stop().unwrap_err(), Cancelled);
+        monitor.end(Phase::Failed, Some("connection lost".to_owned()));
+        assert_eq!((monitor.phase(), monitor.info().error_desc), (Phase::Cancelled, None));
+    }
+
+    #[test]
+    fn a_committed_migration_cannot_be_cancelled() {
+        let monitor = Monitor::new();
+        let stage = monitor.begin().unwrap().activate().unwrap().stop().unwrap().commit().unwrap();
+        assert_eq!(monitor.cancel(), Err(MonitorError::Committed));
+        stage.complete();
+        assert_eq!(monitor.phase(), Phase::Completed);
+    }
+
+    #[test]
+    fn parameters_change_all_or_none_and_some_not_now() {
+        let monitor = Monitor::new();
+        let (limit, bad) = (json!(10), json!(-1));
+        assert!(monitor.set_parameters([("downtime-limit", &limit), ("max-bandwidth", &bad)]).is_err());
+        assert_eq!(monitor.parameters(), Parameters::default());
+        let _stage = monitor.begin().unwrap();
+        monitor.set_parameters([("downtime-limit", &limit)]).unwrap();
+        assert_eq!(monitor.parameters().downtime_limit, 10);
+        let error = monitor.set_parameters([("multifd-channels", &limit)]).unwrap_err();
+        assert!(matches!(error, ParameterError::Busy { .. }));
+        assert!(monitor.set_capabilities([("xbzrle", true)]).is_err());
+        assert_eq!(monitor.start_postcopy(), Err(MonitorError::NoPostcopy));
+    }
+
+    #[test]
+    fn info_has_qemu_s_names() {
+        let monitor = Monitor::new();
+        let _stage = monitor.begin().unwrap();
+        monitor.show(|info| info.ram = Some(crate::migrate::RamInfo { total: 7, ..Default::default() }));
+        let info = serde_json::to_value(monitor.info()).unwrap();
+        assert_eq!(info["status"], "setup");
+        for name in ["transferred", "dirty-sync-count", "postcopy-requests", "normal-bytes", "mbps"] {
+            assert!(info["ram"].get(name).is_some(), "{name}");
+        }
+        assert!(info.get("error-desc").is_none());
+    }
+}
