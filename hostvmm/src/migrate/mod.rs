@@ -3,6 +3,7 @@
 //! - [`Monitor`]: sees and steers migrations; [`Parameters`], [`Capabilities`], [`MigrationInfo`] by QEMU's names;
 //! - [`Phase`] and [`Stage`]: where a migration is, and the moves that exist;
 //! - [`Estimate`]: what the passes so far foretell; [`HostTime`], [`ClockOffset`]: moments on two hosts;
+//! - [`wire`]: the bytes between source and destination, without any input or output;
 //! - [`Boundary`], [`FaultPlan`]: faults planted at the steps of both sides.
 
 mod clock;
@@ -12,6 +13,7 @@ mod info;
 mod monitor;
 mod parameters;
 mod phase;
+pub mod wire;
 
 pub use clock::{ClockOffset, HostTime};
 pub use estimate::{Estimate, PassReport};
