@@ -4,6 +4,7 @@
 //! - [`Phase`] and [`Stage`]: where a migration is, and the moves that exist;
 //! - [`Estimate`]: what the passes so far foretell; [`HostTime`], [`ClockOffset`]: moments on two hosts;
 //! - [`wire`]: the bytes between source and destination, without any input or output;
+//! - [`transport`]: addresses, listeners, channels, TLS, pace;
 //! - [`Boundary`], [`FaultPlan`]: faults planted at the steps of both sides.
 
 mod clock;
@@ -13,6 +14,7 @@ mod info;
 mod monitor;
 mod parameters;
 mod phase;
+pub mod transport;
 pub mod wire;
 
 pub use clock::{ClockOffset, HostTime};
