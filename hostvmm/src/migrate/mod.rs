@@ -3,18 +3,20 @@
 //! - [`Monitor`]: sees and steers migrations; [`Parameters`], [`Capabilities`], [`MigrationInfo`] by QEMU's names;
 //! - [`Phase`] and [`Stage`]: where a migration is, and the moves that exist;
 //! - [`Estimate`]: what the passes so far foretell; [`HostTime`], [`ClockOffset`]: moments on two hosts;
+//! - [`SourceVm`], [`DestinationVm`]: what it needs of a machine;
 //! - [`wire`]: the bytes between source and destination, without any input or output;
-//! - [`transport`]: addresses, listeners, channels, TLS, pace;
 //! - [`Boundary`], [`FaultPlan`]: faults planted at the steps of both sides.
 
 mod clock;
+mod converge;
+mod digest;
 mod estimate;
 mod faults;
 mod info;
 mod monitor;
 mod parameters;
 mod phase;
-pub mod transport;
+mod vm;
 pub mod wire;
 
 pub use clock::{ClockOffset, HostTime};
@@ -24,3 +26,4 @@ pub use info::{DigestReport, DowntimeSplit, MigrationInfo, RamInfo, XbzrleInfo};
 pub use monitor::{Change, Monitor, MonitorError, PlantedFailure};
 pub use parameters::{Capabilities, Compression, CounterPolicy, DigestMode, ParameterError, Parameters};
 pub use phase::{Cancelled, Phase, Stage};
+pub use vm::{DestinationVm, Moment, SourceVm, VmError};

@@ -28,7 +28,7 @@ impl Threads {
 
     /// Splits `ranges` into at most one share a thread, of about equal size and none below `worth_bytes` but the only one.
     /// Ranges are cut at multiples of `unit_bytes`.
-    pub(super) fn share_out(self, ranges: &[Range<u64>], unit_bytes: u64, worth_bytes: u64) -> Vec<Vec<Range<u64>>> {
+    pub(crate) fn share_out(self, ranges: &[Range<u64>], unit_bytes: u64, worth_bytes: u64) -> Vec<Vec<Range<u64>>> {
         let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         let shares = (total / worth_bytes).clamp(1, self.0 as u64);
         let quota = total.div_ceil(shares).next_multiple_of(unit_bytes);
@@ -54,7 +54,7 @@ impl Threads {
     ///
     /// # Panics
     /// If `work` panics.
-    pub(super) fn run<R: Send>(self, shares: &[Vec<Range<u64>>], work: impl Fn(&[Range<u64>]) -> R + Sync) -> Vec<R> {
+    pub(crate) fn run<R: Send>(self, shares: &[Vec<Range<u64>>], work: impl Fn(&[Range<u64>]) -> R + Sync) -> Vec<R> {
         let Some((first, rest)) = shares.split_first() else { return Vec::new() };
         thread::scope(|scope| {
             let others: Vec<_> = rest.iter().map(|share| scope.spawn(|| work(share))).collect();
