@@ -5,6 +5,7 @@
 //! - [`Estimate`]: what the passes so far foretell; [`HostTime`], [`ClockOffset`]: moments on two hosts;
 //! - [`SourceVm`], [`DestinationVm`]: what it needs of a machine;
 //! - [`wire`]: the bytes between source and destination, without any input or output;
+//! - [`transport`]: addresses, listeners, channels, TLS, pace;
 //! - [`Boundary`], [`FaultPlan`]: faults planted at the steps of both sides.
 
 mod clock;
@@ -16,6 +17,7 @@ mod info;
 mod monitor;
 mod parameters;
 mod phase;
+pub mod transport;
 mod vm;
 pub mod wire;
 
