@@ -7,11 +7,13 @@
 //! - [`dirty`]: dirty logs; [`pass`]: harvest, copy and digest; [`replicate`]: a region kept equal to a file or a peer;
 //! - [`migrate`]: a guest moves to another process while it runs;
 //! - [`vcpus`]: executes vCPUs and is their remote control;
+//! - [`control`]: the QMP socket that controls a running VM, and its client;
 //! - [`verify`]: scenarios, the oracle, planted faults; [`probe`]: what this host offers;
 //! - [`report`]: the JSON ledger and what is rendered from it; [`cli`]: the command line.
 
 pub mod backend;
 pub mod cli;
+pub mod control;
 pub mod device;
 pub mod dirty;
 pub mod machine;
