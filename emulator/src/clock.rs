@@ -3,11 +3,12 @@
 //! In [`ClockMode::Wall`] the counter is the host's monotonic time since the machine was built. In
 //! [`ClockMode::Icount`] it is the instructions that all vCPUs together have retired, plus the idle time skipped by
 //! [`Clock::warp_to`]; nothing else moves it, so a run repeats bit for bit. Both are scaled to CNTFRQ by rounding down.
-//! The virtual counter is the physical one less CNTVOFF, which is one value for the machine, as under KVM.
+//! The virtual counter is the physical one less CNTVOFF, which is one value for the machine, as under KVM. A machine that
+//! was saved elsewhere goes on from its own count: [`Clock::set_physical`], [`Clock::set_instructions`].
 //!
 //! Neighbours: `timer` compares against it, `vcpu` accounts instructions to it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::config::ClockMode;
@@ -23,12 +24,15 @@ pub struct Clock {
     /// Icount: instructions retired by all vCPUs up to the last slice's end, and instructions skipped while idle.
     instructions: AtomicU64,
     cntvoff: AtomicU64,
+    /// Wall: nanoseconds that the counter is ahead of the time since `epoch`.
+    lead_ns: AtomicI64,
 }
 
 impl Clock {
     /// A counter that starts from zero now. Frequency and instruction time are not zero (`Config::check`).
     pub fn new(mode: ClockMode, cntfrq_hz: u32) -> Self {
-        Self { mode, cntfrq_hz, epoch: Instant::now(), instructions: AtomicU64::new(0), cntvoff: AtomicU64::new(0) }
+        let (instructions, cntvoff) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { mode, cntfrq_hz, epoch: Instant::now(), instructions, cntvoff, lead_ns: AtomicI64::new(0) }
     }
 
     /// Source of time.
@@ -56,6 +60,27 @@ impl Clock {
         self.instructions.load(Ordering::Relaxed)
     }
 
+    /// Icount: makes the total that of a machine saved elsewhere. No effect with the wall clock.
+    pub fn set_instructions(&self, total: u64) {
+        self.instructions.store(total, Ordering::Relaxed);
+    }
+
+    /// Wall: makes the physical counter read `ticks` now, the virtual one unchanged; `false` where that is more than 292
+    /// years. No effect in icount mode, whose counter follows from its instructions.
+    pub fn set_physical(&self, ticks: u64) -> bool {
+        if self.mode != ClockMode::Wall {
+            return true;
+        }
+        let ns = (u128::from(ticks) * NS_PER_S).div_ceil(u128::from(self.cntfrq_hz));
+        let (Ok(ns), Ok(elapsed)) = (i64::try_from(ns), i64::try_from(self.epoch.elapsed().as_nanos())) else {
+            return false;
+        };
+        let before = self.now_ticks();
+        self.lead_ns.store(ns - elapsed, Ordering::Relaxed);
+        self.cntvoff.fetch_add(self.now_ticks().wrapping_sub(before), Ordering::Relaxed);
+        true
+    }
+
     /// Icount: accounts a slice that one vCPU has executed.
     pub(crate) fn advance(&self, instructions: u64) {
         self.instructions.fetch_add(instructions, Ordering::Relaxed);
@@ -72,7 +97,10 @@ impl Clock {
     #[inline]
     pub fn physical(&self, instructions: u64) -> u64 {
         let ns = match self.mode {
-            ClockMode::Wall => self.epoch.elapsed().as_nanos(),
+            ClockMode::Wall => {
+                let lead = i128::from(self.lead_ns.load(Ordering::Relaxed));
+                (self.epoch.elapsed().as_nanos() as i128 + lead).max(0) as u128
+            }
             ClockMode::Icount { ns_per_instruction } => u128::from(instructions) * u128::from(ns_per_instruction),
         };
         (ns * u128::from(self.cntfrq_hz) / NS_PER_S) as u64
@@ -97,7 +125,8 @@ impl Clock {
             return None;
         }
         let ns = (u128::from(ticks) * NS_PER_S).div_ceil(u128::from(self.cntfrq_hz));
-        self.epoch.checked_add(Duration::from_nanos(u64::try_from(ns).ok()?))
+        let since_epoch = i128::try_from(ns).ok()? - i128::from(self.lead_ns.load(Ordering::Relaxed));
+        self.epoch.checked_add(Duration::from_nanos(u64::try_from(since_epoch.max(0)).ok()?))
     }
 }
 
@@ -117,6 +146,24 @@ mod tests {
         }
         assert!(clock.now_ticks() > first);
         assert_eq!(clock.instructions_at(1), None);
+    }
+
+    #[test]
+    fn wall_clock_goes_on_from_another_machine_s_count() {
+        let clock = Clock::new(ClockMode::Wall, 62_500_000);
+        clock.set_cntvoff(5);
+        for ticks in [1 << 40, 0] {
+            let ahead = clock.now_ticks().wrapping_sub(clock.cntvoff());
+            assert!(clock.set_physical(ticks));
+            let now = clock.now_ticks();
+            // Less than a minute.
+            assert!((ticks..ticks + (60 << 30)).contains(&now), "{now}");
+            assert!(now.wrapping_sub(clock.cntvoff()).wrapping_sub(ahead) < 60 << 30, "the virtual count is as it was");
+            assert!(clock.instant_at(now + 1).unwrap() <= Instant::now() + Duration::from_secs(60));
+        }
+        let before = clock.now_ticks();
+        assert!(!clock.set_physical(u64::MAX));
+        assert!(clock.now_ticks() >= before && clock.now_ticks() < 1 << 40);
     }
 
     #[test]

@@ -270,7 +270,7 @@ pub fn set(cpu: &mut Cpu, id: u64, value: u128) -> Result<(), RegError> {
             cpu.shared.clock.set_cntvoff(physical.wrapping_sub(wide));
         }
         Register::TimerCompare => timer::write(cpu, CNTV_CVAL_EL0, wide).ok_or(bad)?,
-        Register::PhysicalTimerCount => {}
+        Register::PhysicalTimerCount => return if cpu.shared.clock.set_physical(wide) { Ok(()) } else { Err(bad) },
         Register::Sysreg(enc) => return set_sysreg(cpu, id, enc, wide),
     }
     Ok(())

@@ -90,6 +90,28 @@ impl Vcpu {
         exit
     }
 
+    /// As [`Self::settle`], and drops the exclusive monitor, which no register shows: what is left is registers, power and
+    /// [`Self::is_waiting`]. A store-exclusive may fail at any time, and the guest tries again.
+    pub fn quiesce(&mut self) -> Option<Exit> {
+        let exit = self.settle();
+        self.cpu.excl = Exclusive::default();
+        exit
+    }
+
+    /// Whether the vCPU waits for an interrupt, in WFI or CPU_SUSPEND.
+    pub fn is_waiting(&self) -> bool {
+        self.doing == Doing::Waiting
+    }
+
+    /// Lets the vCPU wait as the saved one did, or not, and in icount mode makes known when its next timer is due: the
+    /// last thing to restore, after the counter. Without effect on one that owes an answer.
+    pub fn set_waiting(&mut self, waiting: bool) {
+        if matches!(self.doing, Doing::Executing | Doing::Waiting) {
+            self.doing = if waiting { Doing::Waiting } else { Doing::Executing };
+        }
+        self.publish_deadline();
+    }
+
     /// The registers. In icount mode the counter they are read with is that of the whole machine.
     pub fn cpu(&mut self) -> &mut Cpu {
         self.cpu.timers.synchronise(&self.shared.clock, self.cpu.retired);
@@ -179,11 +201,17 @@ impl Vcpu {
             None => self.slice(start.saturating_add(instructions)),
         };
         shared.clock.advance(self.cpu.retired - start);
+        self.publish_deadline();
+        exit
+    }
+
+    /// Icount: says when this vCPU's next timer is due, for when all idle.
+    fn publish_deadline(&mut self) {
+        let shared = Arc::clone(&self.shared);
         let cntvoff = shared.clock.cntvoff();
         let deadline =
             if self.is_on() { self.cpu.timers.deadline(cntvoff, shared.clock.now_ticks()) } else { timer::NEVER };
         shared.set_deadline(self.index, deadline);
-        exit
     }
 
     /// Runs until `end` instructions are retired.

@@ -123,6 +123,16 @@ impl Machine {
         self.shared.clock.set_cntvoff(ticks);
     }
 
+    /// Icount: instructions retired by all vCPUs and skipped while idle.
+    pub fn instructions(&self) -> u64 {
+        self.shared.clock.instructions()
+    }
+
+    /// Icount: goes on from the total of a machine saved elsewhere. To be called before the vCPUs' registers are restored.
+    pub fn set_instructions(&self, total: u64) {
+        self.shared.clock.set_instructions(total);
+    }
+
     /// Icount, when every vCPU's last `Vcpu::run_for` was [`crate::Exit::Idle`]: moves the counter to the next timer's
     /// deadline. `false` where no timer is set: only the host can then wake the machine.
     pub fn warp_to_next_deadline(&self) -> bool {

@@ -169,7 +169,20 @@ impl Vm for EmulatorVm {
     }
 
     fn now_ticks(&self) -> u64 {
-        self.machine.now_ticks()
+        self.machine.now_ticks().wrapping_sub(self.machine.counter_offset())
+    }
+
+    fn elapsed_instructions(&self) -> Option<u64> {
+        matches!(self.machine.config().clock, ClockMode::Icount { .. }).then(|| self.machine.instructions())
+    }
+
+    fn set_elapsed_instructions(&self, total: u64) -> Result<(), BackendError> {
+        if self.elapsed_instructions().is_none() {
+            let what = "take up a time of instructions with the wall clock";
+            return Err(BackendError::Unsupported { accelerator: Accelerator::Emulator, what });
+        }
+        self.machine.set_instructions(total);
+        Ok(())
     }
 
     fn ticks_per_second(&self) -> u64 {
@@ -291,6 +304,18 @@ impl Vcpu for EmulatorVcpu {
     fn set_on(&mut self, on: bool) -> Result<(), BackendError> {
         self.settle().set_power(if on { PowerState::On } else { PowerState::Off });
         Ok(())
+    }
+
+    fn quiesce(&mut self) -> Result<bool, BackendError> {
+        self.settle();
+        if let Some(exit) = self.vcpu.quiesce() {
+            self.found = Some(exit);
+        }
+        Ok(self.vcpu.is_waiting())
+    }
+
+    fn set_waiting(&mut self, waiting: bool) {
+        self.settle().set_waiting(waiting);
     }
 
     fn instructions(&self) -> Option<u64> {

@@ -476,6 +476,25 @@ pub trait Vm: Send + Sync {
     /// The guest's virtual time in ticks of its counter.
     fn now_ticks(&self) -> u64;
 
+    /// Tells that the counter was made to read `ticks` just now, by a vCPU's register.
+    fn counter_was_set(&self, ticks: u64) {
+        let _ = ticks;
+    }
+
+    /// Instructions of all vCPUs so far and those skipped while idle, where they are the machine's time.
+    fn elapsed_instructions(&self) -> Option<u64> {
+        None
+    }
+
+    /// Goes on from the time of a machine saved elsewhere; before its vCPUs' registers are restored.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] where time is not instructions.
+    fn set_elapsed_instructions(&self, total: u64) -> Result<(), BackendError> {
+        let _ = total;
+        Err(BackendError::Unsupported { accelerator: self.accelerator(), what: "take up a time of instructions" })
+    }
+
     /// Ticks of the guest's counter per second.
     fn ticks_per_second(&self) -> u64;
 
@@ -548,6 +567,22 @@ pub trait Vcpu: Send {
     /// # Errors
     /// [`BackendError::State`] in the accelerator's words.
     fn set_on(&mut self, on: bool) -> Result<(), BackendError>;
+
+    /// Completes what was answered and drops what no register shows and a guest must expect to lose (the exclusive
+    /// monitor), so that registers and power are the vCPU's whole state. Returns whether it waits for an interrupt; one that
+    /// is restored as not waiting only wakes once without reason, which WFI allows (DDI 0487 D1.7.2), and so KVM
+    /// never says so.
+    ///
+    /// # Errors
+    /// [`BackendError::State`] or [`BackendError::Run`] where an access cannot be completed.
+    fn quiesce(&mut self) -> Result<bool, BackendError> {
+        self.is_on().map(|_| false)
+    }
+
+    /// Lets the vCPU wait for an interrupt as a saved one did; the last thing to restore, after the counter.
+    fn set_waiting(&mut self, waiting: bool) {
+        let _ = waiting;
+    }
 
     /// Instructions retired so far, where the accelerator counts them.
     fn instructions(&self) -> Option<u64>;

@@ -2,6 +2,7 @@
 //!
 //! [`Pl011`] is pure: a store may yield a whole line of console output, and [`Pl011::interrupt`] is the level of the
 //! interrupt line afterwards. The transmit FIFO drains at once, so the transmit interrupt is raised by every character.
+//! [`Pl011State`] is all of it, to go on elsewhere.
 
 /// Longest console line in bytes; a longer one is shown in pieces, so that a guest cannot make the host hoard it.
 pub const MAX_LINE_BYTES: usize = 1024;
@@ -31,6 +32,20 @@ const INT_ALL: u32 = 0x7ff;
 const CR_RESET: u32 = 0x300;
 const IFLS_RESET: u32 = 0x12;
 
+/// A UART's registers, by the names of DDI 0183, and the line that is being written.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Pl011State {
+    /// UARTIBRD, UARTFBRD, UARTLCR_H, UARTCR, UARTIFLS, UARTIMSC, UARTRIS.
+    pub registers: [u32; 7],
+    /// Bytes since the last whole line; fewer than [`MAX_LINE_BYTES`].
+    pub line: Vec<u8>,
+}
+
+/// A state that no UART can have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("no PL011 has such registers, or a line so long")]
+pub struct BadPl011;
+
 /// The UART's registers and the line that is being written.
 #[derive(Clone, Debug)]
 pub struct Pl011 {
@@ -50,7 +65,29 @@ impl Default for Pl011 {
     }
 }
 
+/// Bits that the registers of [`Pl011State`] have.
+const MASKS: [u32; 7] = [0xffff, 0x3f, 0xff, 0xffff, 0x3f, INT_ALL, INT_ALL];
+
+impl TryFrom<&Pl011State> for Pl011 {
+    type Error = BadPl011;
+
+    fn try_from(state: &Pl011State) -> Result<Self, BadPl011> {
+        let fits = state.registers.iter().zip(MASKS).all(|(value, mask)| value & !mask == 0);
+        if !fits || state.line.len() >= MAX_LINE_BYTES || state.line.contains(&b'\n') {
+            return Err(BadPl011);
+        }
+        let [ibrd, fbrd, lcr_h, cr, ifls, imsc, ris] = state.registers;
+        Ok(Self { ibrd, fbrd, lcr_h, cr, ifls, imsc, ris, line: state.line.clone() })
+    }
+}
+
 impl Pl011 {
+    /// All of it.
+    pub fn state(&self) -> Pl011State {
+        let Self { ibrd, fbrd, lcr_h, cr, ifls, imsc, ris, line } = self;
+        Pl011State { registers: [*ibrd, *fbrd, *lcr_h, *cr, *ifls, *imsc, *ris], line: line.clone() }
+    }
+
     /// What a load at `offset` reads.
     pub fn read(&self, offset: u64) -> u64 {
         let value = match offset {
@@ -129,6 +166,31 @@ pub fn printable(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_uart_goes_on_from_its_state_and_no_other_state_is_taken() {
+        let mut uart = Pl011::default();
+        uart.write(IMSC, u64::from(INT_TX));
+        uart.write(IBRD, 0x1234);
+        for byte in b"half a " {
+            uart.write(DR, u64::from(*byte));
+        }
+        let state = uart.state();
+        let mut there = Pl011::try_from(&state).unwrap();
+        assert_eq!(there.state(), state);
+        assert!(there.interrupt());
+        assert_eq!(there.read(IBRD), 0x1234);
+        b"line".iter().for_each(|byte| drop(there.write(DR, u64::from(*byte))));
+        assert_eq!(there.write(DR, u64::from(b'\n')).as_deref(), Some("half a line"));
+        for index in 0..7 {
+            let mut bad = state.clone();
+            bad.registers[index] = 0x1_0000;
+            assert_eq!(Pl011::try_from(&bad).unwrap_err(), BadPl011);
+        }
+        for line in [vec![b'a'; MAX_LINE_BYTES], b"two\nlines".to_vec()] {
+            assert!(Pl011::try_from(&Pl011State { line, ..state.clone() }).is_err());
+        }
+    }
 
     #[test]
     fn characters_become_lines() {

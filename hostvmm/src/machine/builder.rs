@@ -41,6 +41,7 @@ pub struct Machine {
     memory: GuestMemory,
     vm: VmHandle,
     firmware: PathBuf,
+    incoming: bool,
 }
 
 impl Machine {
@@ -51,26 +52,38 @@ impl Machine {
     /// # Errors
     /// [`BuildError`], of which [`BuildError::Unavailable`] means "skipped".
     pub fn build(config: &MachineConfig, image: &Image) -> Result<Self, BuildError> {
-        let layout = config.layout()?;
-        if config.accelerator == Accelerator::Kvm {
-            // The log's reasons include KVM's own.
-            why_no_kvm_log(config.kvm_log).map_or(Ok(()), Err)?;
-        }
+        let layout = checked_layout(config)?;
         image.check_arch(config.tables.arch())?;
         image.check_fits(layout.ram())?;
         let boot = config.boot_info(&layout);
         let blob = devicetree::build(&boot)?;
-        let share = config.share.as_deref().map(ShareFile::open).transpose()?;
-        let memory = match config.backing {
-            Backing::Memfd => GuestMemory::new(layout.ram(), layout.region(), share)?,
-            backing => GuestMemory::on(backing, layout.ram(), layout.region())?,
-        };
+        let memory = map_memory(config, &layout)?;
         image.load(&memory)?;
         let devicetree = layout.ram().start();
         memory.write(devicetree, &blob)?;
         let vm =
             backend::open(config, &layout, &memory, Start { arch: image.arch(), entry: image.entry(), devicetree })?;
-        Ok(Self { config: config.clone(), layout, memory, vm, firmware: image.path().to_owned() })
+        Ok(Self { config: config.clone(), layout, memory, vm, firmware: image.path().to_owned(), incoming: false })
+    }
+
+    /// Builds the machine that `config` asks for as an empty vessel for the state of another one: memory is zero, every
+    /// vCPU is to be off until a state is restored ([`crate::vcpus::Vcpus::start_paused`]). `firmware` is the ELF that runs in
+    /// the other one, for symbols; it is not loaded.
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub fn build_incoming(config: &MachineConfig, firmware: &Path) -> Result<Self, BuildError> {
+        let layout = checked_layout(config)?;
+        let memory = map_memory(config, &layout)?;
+        let nowhere = layout.ram().start();
+        let start = Start { arch: config.tables.arch(), entry: nowhere, devicetree: nowhere };
+        let vm = backend::open(config, &layout, &memory, start)?;
+        Ok(Self { config: config.clone(), layout, memory, vm, firmware: firmware.to_owned(), incoming: true })
+    }
+
+    /// Whether it waits for another one's state.
+    pub fn is_incoming(&self) -> bool {
+        self.incoming
     }
 
     /// What it was built from.
@@ -105,6 +118,23 @@ impl Machine {
     pub fn firmware(&self) -> &Path {
         &self.firmware
     }
+}
+
+fn checked_layout(config: &MachineConfig) -> Result<Layout, BuildError> {
+    let layout = config.layout()?;
+    if config.accelerator == Accelerator::Kvm {
+        // The log's reasons include KVM's own.
+        why_no_kvm_log(config.kvm_log).map_or(Ok(()), Err)?;
+    }
+    Ok(layout)
+}
+
+fn map_memory(config: &MachineConfig, layout: &Layout) -> Result<GuestMemory, BuildError> {
+    let share = config.share.as_deref().map(ShareFile::open).transpose()?;
+    Ok(match config.backing {
+        Backing::Memfd => GuestMemory::new(layout.ram(), layout.region(), share)?,
+        backing => GuestMemory::on(backing, layout.ram(), layout.region())?,
+    })
 }
 
 /// How vCPU 0 starts.

@@ -5,12 +5,14 @@
 //! - [`MachineConfig`] and [`Layout`]: what is asked for, and where it lies;
 //! - [`Image`]: the firmware's ELF;
 //! - [`devicetree`]: what the guest is told;
+//! - [`state`]: everything of a machine but its memory, to go on elsewhere;
 //! - [`Symbols`]: names for the firmware's addresses.
 
 mod builder;
 mod config;
 pub mod devicetree;
 mod loader;
+pub mod state;
 mod symbols;
 #[cfg(test)]
 pub(crate) mod test_elf;

@@ -4,10 +4,12 @@ use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use abi::hypercall::{Command, Status};
+use abi::hypercall::{Command, Outcome, Status};
 use abi::{Arch, Gpa};
 
 use super::mailbox::{Mailbox, Wait};
+use super::stamps::Stamps;
+use super::turns::Turn;
 use super::{Event, VcpusError, Word};
 use crate::backend::{BackendError, Vm, VmHandle};
 use crate::device::hypercall::{Phase, answer};
@@ -15,6 +17,7 @@ use crate::device::log_budget::LogBudget;
 use crate::device::pl011::Pl011;
 use crate::machine::Machine;
 use crate::memory::GuestMemory;
+use crate::migrate::HostTime;
 
 /// Lines that each vCPU can make the host log.
 const LOG_LINES: u32 = 16;
@@ -26,6 +29,9 @@ pub(super) enum Via {
     Doorbell,
     /// HVC: the status goes to x0, too.
     Hvc,
+    /// HVC made in the machine that this one was restored from: the accelerator here knows of no call to complete, so the
+    /// registers themselves are written.
+    HvcElsewhere,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +41,7 @@ pub(super) enum State {
     /// It may run as soon as nothing is paused; an HVC is to be completed first.
     Held { complete: Option<Via> },
     /// Its hypercall waits for an answer.
-    Parked { request: Gpa, via: Via },
+    Parked { request: Gpa, via: Via, outcome: Outcome },
     /// It executes nothing any more.
     Ended,
 }
@@ -53,6 +59,13 @@ pub(super) struct Control {
     pub(super) seats: Vec<Seat>,
     pub(super) paused: bool,
     pub(super) stopping: bool,
+    /// The throttle's share of time in which nobody executes ([`super::throttle`]).
+    pub(super) throttled: bool,
+    /// That share in percent; 0 is none.
+    pub(super) throttle_percent: u8,
+    pub(super) stamps: Stamps,
+    /// Icount: whose turn it is.
+    pub(super) turn: Turn,
     /// Icount: instructions left before everything pauses.
     pub(super) slice: Option<u64>,
     /// Icount: the thread has nothing to execute and waits.
@@ -62,8 +75,13 @@ pub(super) struct Control {
 }
 
 impl Control {
+    /// Whether no vCPU may enter the guest now.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.paused || self.throttled
+    }
+
     /// Whether nothing executes and nothing will before the controller says so.
-    fn is_still(&self) -> bool {
+    pub(super) fn is_still(&self) -> bool {
         self.quiescent || self.stopping || self.seats.iter().all(|seat| self.is_seat_still(seat))
     }
 
@@ -84,6 +102,8 @@ pub(super) struct Shared {
     arch: Arch,
     control: Mutex<Control>,
     changed: Condvar,
+    /// Wakes the throttle's thread alone.
+    throttle_changed: Condvar,
     uart: Mutex<Pl011>,
     mailbox: Mailbox,
 }
@@ -103,8 +123,18 @@ impl Shared {
             log: LogBudget::new(LOG_LINES),
         };
         let seats = (0..vcpus).map(|_| seat()).collect();
-        let control =
-            Control { seats, paused: false, stopping: false, slice: None, quiescent: false, fresh_turn: false };
+        let control = Control {
+            seats,
+            paused: false,
+            stopping: false,
+            throttled: false,
+            throttle_percent: 0,
+            stamps: Stamps::default(),
+            turn: Turn::FIRST,
+            slice: None,
+            quiescent: false,
+            fresh_turn: false,
+        };
         Self {
             vm,
             memory,
@@ -112,6 +142,7 @@ impl Shared {
             arch,
             control: Mutex::new(control),
             changed: Condvar::new(),
+            throttle_changed: Condvar::new(),
             uart: Mutex::default(),
             mailbox: Mailbox::default(),
         }
@@ -144,6 +175,32 @@ impl Shared {
     /// Waits until another thread has changed the control state.
     pub(super) fn wait_change<'a>(&self, control: MutexGuard<'a, Control>) -> MutexGuard<'a, Control> {
         self.changed.wait(control).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the throttle has something else to do, at most for `timeout`.
+    pub(super) fn wait_throttle<'a>(
+        &self,
+        control: MutexGuard<'a, Control>,
+        timeout: Option<Duration>,
+    ) -> MutexGuard<'a, Control> {
+        match timeout {
+            None => self.throttle_changed.wait(control).unwrap_or_else(PoisonError::into_inner),
+            Some(timeout) => {
+                self.throttle_changed.wait_timeout(control, timeout).unwrap_or_else(PoisonError::into_inner).0
+            }
+        }
+    }
+
+    /// Holds every vCPU out of the guest for `percent` of the time from now on.
+    pub(super) fn set_throttle(&self, percent: u8) {
+        let mut control = self.lock();
+        control.throttle_percent = percent;
+        if percent == 0 {
+            control.throttled = false;
+        }
+        drop(control);
+        self.announce();
+        self.throttle_changed.notify_all();
     }
 
     /// Tells waiting threads that the control state has changed.
@@ -188,7 +245,7 @@ impl Shared {
     pub(super) fn command_all(&self, commands: &[(usize, Command)]) -> Result<(), VcpusError> {
         let mut control = self.lock();
         let parked = |control: &Control, vcpu: usize| match control.seats.get(vcpu).map(|seat| seat.state) {
-            Some(State::Parked { request, via }) => Some((request, via)),
+            Some(State::Parked { request, via, .. }) => Some((request, via)),
             _ => None,
         };
         if let Some(&(vcpu, command)) = commands.iter().find(|(vcpu, _)| parked(&control, *vcpu).is_none()) {
@@ -229,7 +286,9 @@ impl Shared {
 
     pub(super) fn pause(&self) {
         let mut control = self.lock();
-        control.paused = true;
+        if !std::mem::replace(&mut control.paused, true) {
+            control.stamps.last_exit = HostTime::now();
+        }
         control.slice = None;
         for vcpu in 0..control.seats.len() {
             self.vm.kick(vcpu);
@@ -242,11 +301,14 @@ impl Shared {
 
     pub(super) fn resume(&self, slice: Option<u64>) {
         let mut control = self.lock();
-        control.paused = false;
+        if std::mem::take(&mut control.paused) {
+            control.stamps.first_entry = None;
+        }
         control.slice = slice;
         control.quiescent = false;
         drop(control);
         self.announce();
+        self.throttle_changed.notify_all();
     }
 
     /// Ends a slice; returns whether all its instructions were executed.
@@ -254,7 +316,9 @@ impl Shared {
         let mut control = self.lock();
         let finished = control.slice == Some(0);
         control.slice = None;
-        control.paused = true;
+        if !std::mem::replace(&mut control.paused, true) {
+            control.stamps.last_exit = HostTime::now();
+        }
         finished
     }
 
@@ -266,6 +330,7 @@ impl Shared {
         }
         drop(control);
         self.announce();
+        self.throttle_changed.notify_all();
     }
 
     /// The thread that executed `vcpu` is gone, and with the instruction clock every other vCPU's as well.
@@ -278,6 +343,7 @@ impl Shared {
         }
         drop(control);
         self.announce();
+        self.throttle_changed.notify_all();
         self.post(Event::Error { vcpu, error: BackendError::Run { vcpu, reason, dump: Box::default() } });
     }
 

@@ -13,6 +13,8 @@ use crate::device::doorbell;
 use crate::device::hypercall::{Call, Phase, Refusal, answer, decode};
 use crate::machine::Symbols;
 
+/// KVM's id of x0, of AArch32's r0: KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE, offset 0 in `struct kvm_regs`.
+const X0: u64 = 0x6030_0000_0010_0000;
 /// SMCCC's answer to a function that there is none of.
 const SMCCC_NOT_SUPPORTED: u64 = u64::MAX;
 
@@ -136,7 +138,7 @@ fn hypercall(shared: &Shared, vcpu: &mut dyn Vcpu, claim: Gpa, via: Via) -> Afte
     let phase = shared.lock().seats[index].phase;
     match decode(shared.memory(), phase, claim) {
         Ok(Call::Next { request, outcome }) => {
-            park(shared, index, State::Parked { request, via }, outcome);
+            park(shared, index, State::Parked { request, via, outcome }, outcome);
             After::Stand
         }
         Ok(Call::Exception(report)) => {
@@ -190,9 +192,32 @@ fn describe(shared: &Shared, vcpu: usize, report: ExceptionReport) -> GuestExcep
     GuestException { vcpu, arch: shared.arch(), report, backtrace }
 }
 
+/// Completes the call that a command has answered, before the vCPU runs on; `false` where it could not be told and has ended.
+pub(super) fn run_on(shared: &Shared, vcpu: &mut dyn Vcpu, via: Via) -> bool {
+    let index = vcpu.index();
+    match complete(vcpu, via) {
+        Ok(()) => true,
+        Err(error) => {
+            end(shared, index, Event::Error { vcpu: index, error });
+            false
+        }
+    }
+}
+
 /// Completes the call that a command has answered.
-pub(super) fn complete(vcpu: &mut dyn Vcpu, via: Via) {
-    if via == Via::Hvc {
-        vcpu.complete_hvc([Status::Ok as u64, 0, 0, 0]);
+///
+/// # Errors
+/// [`BackendError::Register`] where the answer's registers cannot be written.
+pub(super) fn complete(vcpu: &mut dyn Vcpu, via: Via) -> Result<(), BackendError> {
+    let results = [Status::Ok as u64, 0, 0, 0];
+    match via {
+        Via::Doorbell => Ok(()),
+        Via::Hvc => {
+            vcpu.complete_hvc(results);
+            Ok(())
+        }
+        Via::HvcElsewhere => {
+            (0..).zip(results).try_for_each(|(number, result)| vcpu.set_reg(X0 + 2 * number, result.into()))
+        }
     }
 }

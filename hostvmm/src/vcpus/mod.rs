@@ -12,7 +12,8 @@
 //! ```
 //!
 //! A parked vCPU is one whose hypercall has not been answered: it executes nothing. `pause` stops the others between two
-//! instructions. What the guest does is told by [`Event`]s. In icount mode a run repeats bit for bit if commands are given
+//! instructions, and then its registers are the controller's to read and write: [`Vcpus::save`], [`Vcpus::restore`]
+//! ([`state`]). What the guest does is told by [`Event`]s. In icount mode a run repeats bit for bit if commands are given
 //! only while every vCPU is parked or paused; [`Vcpus::command_all`] waits for that by itself and gives several
 //! commands at once, so that no vCPU starts before the others are commanded.
 //!
@@ -26,14 +27,17 @@ mod guest_tests;
 mod mailbox;
 #[cfg(test)]
 mod script;
+mod stamps;
+pub mod state;
 #[cfg(test)]
 mod tests;
+mod throttle;
 mod turns;
 mod wall;
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -43,6 +47,7 @@ use abi::{Arch, Gpa, GuestRange};
 use crate::backend::{BackendError, Vcpu};
 use crate::machine::{Clock, Frame, Machine};
 use crate::memory::MemoryError;
+use crate::migrate::HostTime;
 use control::Shared;
 pub use mailbox::Wait;
 
@@ -173,6 +178,52 @@ pub enum VcpusError {
     /// Only the instruction clock has slices.
     #[error("running for a number of instructions needs --clock icount")]
     NeedsIcount,
+    /// State is read and written of paused vCPUs only.
+    #[error("the vCPUs are not paused")]
+    NotPaused,
+    /// A vCPU whose guest has come to an end has no state to go on from.
+    #[error("vCPU {vcpu} has ended and cannot go on elsewhere")]
+    Ended {
+        /// Which.
+        vcpu: usize,
+    },
+    /// A state of another number of vCPUs.
+    #[error("the state is of {theirs} vCPUs, the machine has {ours}")]
+    Count {
+        /// The machine's.
+        ours: usize,
+        /// The state's.
+        theirs: usize,
+    },
+    /// A state with a register that the vCPU here does not have.
+    #[error(
+        "vCPU {vcpu}: the state has register {register:#018x} (KVM_GET_REG_LIST), which the accelerator here lacks; use the same accelerator and kernel on both sides"
+    )]
+    NoRegister {
+        /// Which vCPU.
+        vcpu: usize,
+        /// KVM's id.
+        register: u64,
+    },
+    /// A state that claims what cannot be.
+    #[error("vCPU {vcpu}: the state is no vCPU's: {reason}")]
+    BadState {
+        /// Which.
+        vcpu: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A register that could not be read or written.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// A share of time that leaves the guest none, or a clock that cannot be held up.
+    #[error("cannot throttle the vCPUs by {percent} %: {reason}")]
+    Throttle {
+        /// What was asked for.
+        percent: u8,
+        /// Why not.
+        reason: &'static str,
+    },
     /// The wait was interrupted from outside.
     #[error("interrupted")]
     Interrupted,
@@ -212,9 +263,18 @@ pub enum SliceEnd {
     Quiescent,
 }
 
+/// A vCPU between its executing thread, which holds it only while it executes, and the controller.
+type SharedVcpu = Arc<Mutex<Box<dyn Vcpu>>>;
+
+fn lock(vcpu: &SharedVcpu) -> MutexGuard<'_, Box<dyn Vcpu>> {
+    // A panic while executing is told and ends the run; what is left of the vCPU is only dropped.
+    vcpu.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The vCPUs of a running machine. Dropping it stops and joins every thread.
 pub struct Vcpus {
     shared: Arc<Shared>,
+    vcpus: Vec<SharedVcpu>,
     threads: Vec<JoinHandle<()>>,
     clock: Clock,
 }
@@ -243,23 +303,40 @@ impl Vcpus {
         Self::start_on(shared, machine.config().clock, machine.config().vcpus)
     }
 
-    fn start_on(shared: Arc<Shared>, clock: Clock, count: usize) -> Result<Self, VcpusError> {
-        let mut taken: Vec<Box<dyn Vcpu>> = Vec::new();
-        for vcpu in 0..count {
-            taken.push(shared.vm().take_vcpu(vcpu).ok_or(VcpusError::NoVcpu { vcpu })?);
+    /// As [`Self::start`], but paused: nothing executes before [`Self::resume`], and a state can be restored. The vCPUs of
+    /// an incoming machine are off until one is.
+    ///
+    /// # Errors
+    /// As [`Self::start`]; [`VcpusError::Backend`] where a vCPU cannot be turned off.
+    pub fn start_paused(machine: &Machine) -> Result<Self, VcpusError> {
+        let shared = Shared::new(machine);
+        shared.lock().paused = true;
+        let vcpus = Self::start_on(Arc::new(shared), machine.config().clock, machine.config().vcpus)?;
+        if machine.is_incoming() {
+            vcpus.vcpus.iter().try_for_each(|vcpu| lock(vcpu).set_on(false))?;
         }
-        let mut vcpus = Self { shared, threads: Vec::new(), clock };
+        Ok(vcpus)
+    }
+
+    fn start_on(shared: Arc<Shared>, clock: Clock, count: usize) -> Result<Self, VcpusError> {
+        let mut taken: Vec<SharedVcpu> = Vec::new();
+        for vcpu in 0..count {
+            let vcpu = shared.vm().take_vcpu(vcpu).ok_or(VcpusError::NoVcpu { vcpu })?;
+            taken.push(Arc::new(Mutex::new(vcpu)));
+        }
+        let mut vcpus = Self { shared, vcpus: taken.clone(), threads: Vec::new(), clock };
         match clock {
             Clock::Wall => {
-                for vcpu in taken {
+                for (index, vcpu) in taken.into_iter().enumerate() {
                     let shared = Arc::clone(&vcpus.shared);
-                    let index = vcpu.index();
-                    vcpus.spawn(index, format!("vcpu{index}"), move || wall::run(&shared, vcpu))?;
+                    vcpus.spawn(index, format!("vcpu{index}"), move || wall::run(&shared, index, &vcpu))?;
                 }
+                let shared = Arc::clone(&vcpus.shared);
+                vcpus.spawn(0, "throttle".into(), move || throttle::run(&shared))?;
             }
             Clock::Icount => {
                 let shared = Arc::clone(&vcpus.shared);
-                vcpus.spawn(0, "vcpus".into(), move || turns::run(&shared, taken))?;
+                vcpus.spawn(0, "vcpus".into(), move || turns::run(&shared, &taken))?;
             }
         }
         Ok(vcpus)
@@ -322,6 +399,34 @@ impl Vcpus {
     /// Lets paused vCPUs run on.
     pub fn resume(&self) {
         self.shared.resume(None);
+    }
+
+    /// When the last vCPU left the guest in the last pause: its thread's first step after `run`. Where none was inside, when
+    /// the pause was asked for.
+    pub fn last_exit(&self) -> HostTime {
+        self.shared.lock().stamps.last_exit
+    }
+
+    /// When the first vCPU entered the guest after the last [`Self::resume`]: its thread's last step before `run`. `None`
+    /// until one has.
+    pub fn first_entry(&self) -> Option<HostTime> {
+        self.shared.lock().stamps.first_entry
+    }
+
+    /// Holds every vCPU out of the guest for `percent` of each 10 ms; 0 ends it.
+    ///
+    /// # Errors
+    /// [`VcpusError::Throttle`] past 99 percent, and with the instruction clock, where time is what the guest executes.
+    pub fn set_throttle(&self, percent: u8) -> Result<(), VcpusError> {
+        if percent > throttle::MAX_PERCENT {
+            return Err(VcpusError::Throttle { percent, reason: "the guest must go on; 99 is the most" });
+        }
+        if self.clock == Clock::Icount && percent > 0 {
+            let reason = "with --clock icount time is what the guest executes, and holding it up changes nothing";
+            return Err(VcpusError::Throttle { percent, reason });
+        }
+        self.shared.set_throttle(percent);
+        Ok(())
     }
 
     /// Runs the vCPUs for exactly `instructions` in total, then pauses them: the deterministic way to let a live guest

@@ -6,23 +6,24 @@
 //! to the next timer.
 
 use super::control::{Control, Shared, State, Via};
-use super::exits::{After, complete, handle};
-use super::{Event, VcpusError};
-use crate::backend::Vcpu;
+use super::exits::{After, handle, run_on};
+use super::{Event, SharedVcpu, VcpusError, lock};
+use crate::migrate::HostTime;
 
 /// Instructions of one turn. Small enough to interleave stores of two vCPUs within a step, large enough that switching
 /// costs nothing beside it.
 pub(super) const TURN_INSTRUCTIONS: u64 = 10_000;
 
 /// Whose turn it is, how much of it is left, and how many turns in a row had nothing to execute.
-struct Turn {
-    vcpu: usize,
-    left: u64,
-    idle: usize,
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Turn {
+    pub(super) vcpu: usize,
+    pub(super) left: u64,
+    pub(super) idle: usize,
 }
 
 impl Turn {
-    const FIRST: Self = Self { vcpu: 0, left: TURN_INSTRUCTIONS, idle: 0 };
+    pub(super) const FIRST: Self = Self { vcpu: 0, left: TURN_INSTRUCTIONS, idle: 0 };
 
     fn spend(&mut self, executed: u64, after: After) {
         self.left = self.left.saturating_sub(executed);
@@ -42,28 +43,30 @@ impl Turn {
 
 /// What to execute next.
 struct Go {
+    vcpu: usize,
     budget: u64,
     complete: Option<Via>,
 }
 
-/// Executes all `vcpus` until the machine is stopped.
-pub(super) fn run(shared: &Shared, mut vcpus: Vec<Box<dyn Vcpu>>) {
-    let mut turn = Turn::FIRST;
-    while let Some(go) = next(shared, &mut turn) {
-        let vcpu = vcpus[turn.vcpu].as_mut();
-        if let Some(via) = go.complete {
-            complete(vcpu, via);
+/// Executes all `vcpus` until the machine is stopped. Between two turns, and parts of them, they are free for the controller.
+pub(super) fn run(shared: &Shared, vcpus: &[SharedVcpu]) {
+    while let Some(go) = next(shared) {
+        let mut vcpu = lock(&vcpus[go.vcpu]);
+        if let Some(via) = go.complete
+            && !run_on(shared, vcpu.as_mut(), via)
+        {
+            continue;
         }
         let before = vcpu.instructions();
         let exit = vcpu.run(Some(go.budget));
         let Some(executed) = before.zip(vcpu.instructions()).map(|(before, now)| now.saturating_sub(before)) else {
             shared.post(Event::Diagnostic(VcpusError::NeedsIcount.to_string()));
-            shared.end_seat(turn.vcpu);
+            shared.end_seat(go.vcpu);
             continue;
         };
         charge(shared, executed);
-        let after = handle(shared, vcpu, exit);
-        turn.spend(executed, after);
+        let after = handle(shared, vcpu.as_mut(), exit);
+        shared.lock().turn.spend(executed, after);
     }
 }
 
@@ -76,7 +79,7 @@ fn charge(shared: &Shared, executed: u64) {
 }
 
 /// Waits until a vCPU may execute and says which; `None` once the machine is stopped.
-fn next(shared: &Shared, turn: &mut Turn) -> Option<Go> {
+fn next(shared: &Shared) -> Option<Go> {
     let mut control = shared.lock();
     loop {
         if control.stopping {
@@ -84,11 +87,11 @@ fn next(shared: &Shared, turn: &mut Turn) -> Option<Go> {
             shared.announce();
             return None;
         }
-        if control.slice == Some(0) {
-            control.paused = true;
+        if control.slice == Some(0) && !std::mem::replace(&mut control.paused, true) {
+            control.stamps.last_exit = HostTime::now();
         }
         if std::mem::take(&mut control.fresh_turn) {
-            *turn = Turn::FIRST;
+            control.turn = Turn::FIRST;
         }
         if control.paused {
             hold(&mut control);
@@ -96,15 +99,15 @@ fn next(shared: &Shared, turn: &mut Turn) -> Option<Go> {
             control = shared.wait_change(control);
             continue;
         }
-        if choose(&control, turn) && (turn.idle < runnable(&control) || warp(shared, turn)) {
-            return Some(enter(&mut control, turn));
+        if choose(&mut control) && (control.turn.idle < runnable(&control) || warp(shared, &mut control.turn)) {
+            return Some(enter(&mut control));
         }
         control.quiescent = true;
-        shared.announce();
-        control = shared.wait_change(control);
         // Idle vCPUs are asked again after each wake-up, of which there is no certain number: whose turn it was must
         // not depend on it.
-        *turn = Turn::FIRST;
+        control.turn = Turn::FIRST;
+        shared.announce();
+        control = shared.wait_change(control);
     }
 }
 
@@ -121,20 +124,21 @@ fn hold(control: &mut Control) {
     for seat in &mut control.seats {
         if seat.state == State::Running {
             seat.state = State::Held { complete: None };
+            control.stamps.last_exit = HostTime::now();
         }
     }
 }
 
 /// Passes the turn on if it is used up or cannot be used; `false` where no vCPU may run.
-fn choose(control: &Control, turn: &mut Turn) -> bool {
+fn choose(control: &mut Control) -> bool {
     let count = control.seats.len();
+    let turn = control.turn;
     let first = turn.vcpu + usize::from(turn.left == 0);
     let Some(vcpu) = (first..first + count).map(|at| at % count).find(|at| may_run(control.seats[*at].state)) else {
         return false;
     };
     if vcpu != turn.vcpu || turn.left == 0 {
-        turn.vcpu = vcpu;
-        turn.left = TURN_INSTRUCTIONS;
+        control.turn = Turn { vcpu, left: TURN_INSTRUCTIONS, ..turn };
     }
     true
 }
@@ -145,13 +149,17 @@ fn warp(shared: &Shared, turn: &mut Turn) -> bool {
     matches!(shared.vm().warp_to_next_deadline(), Ok(true))
 }
 
-fn enter(control: &mut Control, turn: &Turn) -> Go {
-    let budget = control.slice.map_or(turn.left, |slice| slice.min(turn.left));
-    let seat = &mut control.seats[turn.vcpu];
+fn enter(control: &mut Control) -> Go {
+    let Turn { vcpu, left, .. } = control.turn;
+    let budget = control.slice.map_or(left, |slice| slice.min(left));
+    let seat = &mut control.seats[vcpu];
     let complete = match seat.state {
         State::Held { complete } => complete,
         _ => None,
     };
     seat.state = State::Running;
-    Go { budget, complete }
+    if control.stamps.first_entry.is_none() {
+        control.stamps.first_entry = Some(HostTime::now());
+    }
+    Go { vcpu, budget, complete }
 }

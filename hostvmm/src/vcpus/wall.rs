@@ -1,14 +1,19 @@
 //! A vCPU's thread, with the wall clock.
 
 use super::control::{Shared, State, Via};
-use super::exits::{complete, handle};
-use crate::backend::Vcpu;
+use super::exits::{handle, run_on};
+use super::{SharedVcpu, lock};
+use crate::migrate::HostTime;
 
-/// Executes `vcpu` until it has ended or the machine is stopped.
-pub(super) fn run(shared: &Shared, mut vcpu: Box<dyn Vcpu>) {
-    while let Some(answered) = enter(shared, vcpu.index()) {
-        if let Some(via) = answered {
-            complete(vcpu.as_mut(), via);
+/// Executes vCPU `index` until it has ended or the machine is stopped. Between two runs the vCPU is free for the
+/// controller.
+pub(super) fn run(shared: &Shared, index: usize, vcpu: &SharedVcpu) {
+    while let Some(answered) = enter(shared, index) {
+        let mut vcpu = lock(vcpu);
+        if let Some(via) = answered
+            && !run_on(shared, vcpu.as_mut(), via)
+        {
+            continue;
         }
         let exit = vcpu.run(None);
         handle(shared, vcpu.as_mut(), exit);
@@ -23,20 +28,30 @@ fn enter(shared: &Shared, index: usize) -> Option<Option<Via>> {
             control.seats[index].state = State::Ended;
             return None;
         }
-        let paused = control.paused;
-        let seat = &mut control.seats[index];
-        match seat.state {
+        let blocked = control.is_blocked();
+        let complete = match control.seats[index].state {
             State::Ended => return None,
-            State::Running if !paused => return Some(None),
-            State::Held { complete } if !paused => {
-                seat.state = State::Running;
-                return Some(complete);
+            State::Running if !blocked => None,
+            State::Held { complete } if !blocked => {
+                control.seats[index].state = State::Running;
+                complete
             }
             State::Running => {
-                seat.state = State::Held { complete: None };
+                control.seats[index].state = State::Held { complete: None };
+                if control.paused {
+                    control.stamps.last_exit = HostTime::now();
+                }
                 shared.announce();
+                continue;
             }
-            State::Held { .. } | State::Parked { .. } => control = shared.wait_change(control),
+            State::Held { .. } | State::Parked { .. } => {
+                control = shared.wait_change(control);
+                continue;
+            }
+        };
+        if control.stamps.first_entry.is_none() {
+            control.stamps.first_entry = Some(HostTime::now());
         }
+        return Some(complete);
     }
 }

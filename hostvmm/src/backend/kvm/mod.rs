@@ -21,6 +21,7 @@ mod stage2;
 mod tests;
 mod vcpu;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ struct KvmVm {
     maker: i32,
     gic: Gic,
     /// The host's counter at the guest's zero.
-    counter_offset: u64,
+    counter_offset: AtomicU64,
 }
 
 /// Makes the machine that `config` describes, on the slots of `memory`.
@@ -92,7 +93,7 @@ pub(super) fn open(config: &MachineConfig, memory: &GuestMemory, start: Start) -
     }
     vcpus[0].start_at(start)?;
     let guest_ticks = vcpus[0].counter()?;
-    let counter_offset = host::counter().wrapping_sub(guest_ticks);
+    let counter_offset = AtomicU64::new(host::counter().wrapping_sub(guest_ticks));
     let kicks = vcpus.iter().map(KvmVcpu::kick).collect();
     let faults = vcpus.iter().map(KvmVcpu::fault_counter).collect::<Result<_, _>>().unwrap_or_default();
     let vcpus = Mutex::new(vcpus.into_iter().map(Some).collect());
@@ -182,7 +183,11 @@ impl Vm for KvmVm {
     }
 
     fn now_ticks(&self) -> u64 {
-        host::counter().wrapping_sub(self.counter_offset)
+        host::counter().wrapping_sub(self.counter_offset.load(Ordering::Relaxed))
+    }
+
+    fn counter_was_set(&self, ticks: u64) {
+        self.counter_offset.store(host::counter().wrapping_sub(ticks), Ordering::Relaxed);
     }
 
     fn ticks_per_second(&self) -> u64 {
