@@ -70,6 +70,25 @@ impl Mapping {
         self.base
     }
 
+    /// Its length.
+    pub(super) fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
+    /// Maps `file`, shared, in the place of what is mapped. The addresses stay; what was there is gone.
+    ///
+    /// # Errors
+    /// What mmap(2) says; then nothing has changed.
+    pub(super) fn replace(&self, file: &File) -> io::Result<()> {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        let base = self.base.as_ptr().cast();
+        // SAFETY: MAP_FIXED replaces exactly this mapping, which stays readable and writable at the same address, so every
+        // pointer into it remains as good as it was.
+        let result = unsafe { libc::mmap(base, self.len_bytes, access, flags, file.as_raw_fd(), 0) };
+        mapped(result).map(drop)
+    }
+
     /// Asks for transparent huge pages.
     ///
     /// # Errors

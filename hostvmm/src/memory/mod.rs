@@ -11,8 +11,12 @@
 //! What it never touched is a hole in the backing file, which [`GuestMemory::data_extents`] finds without reading it:
 //! reading a hole through the mapping would allocate it.
 //!
+//! Memory on memfds moves to another process of the host without being copied: [`GuestMemory::files`],
+//! [`GuestMemory::adopt`].
+//!
 //! Neighbours: [`crate::machine`] builds it, [`crate::backend`] hands its slots to the CPU, `dirty` and `pass` read it.
 
+mod adoption;
 mod backing;
 mod mapping;
 mod share;
@@ -25,6 +29,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use abi::{Gpa, GuestRange};
+pub use adoption::AdoptionError;
 pub use backing::{Backing, BackingUnavailable, Size};
 pub use share::ShareFile;
 pub use slot::{Slot, SlotId};

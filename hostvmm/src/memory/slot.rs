@@ -8,9 +8,10 @@ use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 
 use abi::GuestRange;
-use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, memfd_create, seek};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestRegionMmap};
 
@@ -69,8 +70,10 @@ pub struct Slot {
     memory: GuestRegionMmap,
     base: SlotBase,
     store: Store,
+    /// Whose memory it is now, where another machine's was taken over.
+    adopted: OnceLock<File>,
     /// Where the memory is mapped; at least the slot.
-    _mapping: Mapping,
+    mapping: Mapping,
 }
 
 /// The mapping's first byte. Valid as long as the [`Slot`] that holds it.
@@ -138,7 +141,7 @@ impl Slot {
         let region = builder.with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE).build().map_err(unmappable)?;
         let memory = GuestRegionMmap::new(region, GuestAddress(range.start().raw()))
             .ok_or_else(|| unmappable(vm_memory::mmap::MmapRegionError::InvalidOffsetLength))?;
-        Ok(Self { id, range, memory, base: SlotBase(base), store, _mapping: mapping })
+        Ok(Self { id, range, memory, base: SlotBase(base), store, adopted: OnceLock::new(), mapping })
     }
 
     /// Which slot it is.
@@ -196,8 +199,29 @@ impl Slot {
         Ok(())
     }
 
+    /// The file that holds exactly this slot, to be passed to another process; `None` for memory that no file holds, or
+    /// that only a part of one does.
+    pub(super) fn file(&self) -> Option<&File> {
+        match (&self.store, self.adopted.get()) {
+            (_, Some(adopted)) => Some(adopted),
+            (Store::File { file, lead: 0 }, None) if self.mapping.len_bytes() as u64 == self.range.len_bytes() => {
+                Some(file)
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes `file` for its memory, at the same addresses. It was checked ([`super::adoption`]).
+    pub(super) fn adopt(&self, file: File) -> io::Result<()> {
+        self.mapping.replace(&file)?;
+        self.adopted.set(file).map_err(|_| io::Error::other("another file was taken over before"))
+    }
+
     /// The extents of data in `within`, which the caller has checked.
     pub(super) fn data_extents(&self, within: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+        if let Some(adopted) = self.adopted.get() {
+            return file_extents(adopted, within);
+        }
         match &self.store {
             Store::File { file, lead } => {
                 let extents = file_extents(file, lead + within.start..lead + within.end)?;
@@ -262,8 +286,11 @@ fn memory_file(id: SlotId, flags: MemfdFlags, len_bytes: u64) -> Result<File, Me
         SlotId::Ram => "tidemark-ram",
         SlotId::Region => "tidemark-region",
     };
-    let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | flags).map_err(refused)?);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags;
+    let file = File::from(memfd_create(name, flags).map_err(refused)?);
     rustix::fs::ftruncate(&file, len_bytes).map_err(refused)?;
+    // Whoever is given the file may rely on its size: an access past its end would be a SIGBUS.
+    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL).map_err(refused)?;
     Ok(file)
 }
 

@@ -80,6 +80,15 @@ impl Control {
         self.paused || self.throttled
     }
 
+    /// Notes that a vCPU is about to enter the guest; whether it is the first since the machine was paused.
+    pub(super) fn note_entry(&mut self) -> bool {
+        let first = self.stamps.first_entry.is_none();
+        if first {
+            self.stamps.first_entry = Some(HostTime::now());
+        }
+        first
+    }
+
     /// Whether nothing executes and nothing will before the controller says so.
     pub(super) fn is_still(&self) -> bool {
         self.quiescent || self.stopping || self.seats.iter().all(|seat| self.is_seat_still(seat))
@@ -175,6 +184,13 @@ impl Shared {
     /// Waits until another thread has changed the control state.
     pub(super) fn wait_change<'a>(&self, control: MutexGuard<'a, Control>) -> MutexGuard<'a, Control> {
         self.changed.wait(control).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until a vCPU enters the guest, at most for `timeout`.
+    pub(super) fn wait_entry(&self, timeout: Duration) -> Option<HostTime> {
+        let nobody = |control: &mut Control| control.stamps.first_entry.is_none() && !control.stopping;
+        let control = self.changed.wait_timeout_while(self.lock(), timeout, nobody);
+        control.unwrap_or_else(PoisonError::into_inner).0.stamps.first_entry
     }
 
     /// Waits until the throttle has something else to do, at most for `timeout`.

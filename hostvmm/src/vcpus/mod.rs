@@ -413,6 +413,11 @@ impl Vcpus {
         self.shared.lock().stamps.first_entry
     }
 
+    /// Waits for [`Self::first_entry`]; `None` where no vCPU enters in `timeout`, as when all are parked or off.
+    pub fn wait_entry(&self, timeout: Duration) -> Option<HostTime> {
+        self.shared.wait_entry(timeout)
+    }
+
     /// Holds every vCPU out of the guest for `percent` of each 10 ms; 0 ends it.
     ///
     /// # Errors

@@ -100,6 +100,9 @@ fn next(shared: &Shared) -> Option<Go> {
             continue;
         }
         if choose(&mut control) && (control.turn.idle < runnable(&control) || warp(shared, &mut control.turn)) {
+            if control.note_entry() {
+                shared.announce();
+            }
             return Some(enter(&mut control));
         }
         control.quiescent = true;
@@ -158,8 +161,5 @@ fn enter(control: &mut Control) -> Go {
         _ => None,
     };
     seat.state = State::Running;
-    if control.stamps.first_entry.is_none() {
-        control.stamps.first_entry = Some(HostTime::now());
-    }
     Go { vcpu, budget, complete }
 }

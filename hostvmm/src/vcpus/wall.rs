@@ -49,8 +49,8 @@ fn enter(shared: &Shared, index: usize) -> Option<Option<Via>> {
                 continue;
             }
         };
-        if control.stamps.first_entry.is_none() {
-            control.stamps.first_entry = Some(HostTime::now());
+        if control.note_entry() {
+            shared.announce();
         }
         return Some(complete);
     }

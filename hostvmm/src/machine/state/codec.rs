@@ -1,13 +1,13 @@
-//! The bytes of a [`MachineState`]: one part for the machine, one for each vCPU, one for the GIC.
+//! The bytes of a [`MachineState`] in [`Section`]s: time, console, one for each vCPU with its seat, GIC.
 //!
-//! Little-endian, fixed-width, each part with its version first. What is reserved is zero. Counts are checked
+//! Little-endian, fixed-width, each section with its version first. What is reserved is zero. Counts are checked
 //! against bounds and against the bytes that are there before anything is allocated; what follows the last field, or is
-//! missing, is an error. What a part *claims* (addresses, registers) is checked when it is restored.
+//! missing, is an error. What a section *claims* (addresses, registers) is checked when it is restored.
 //!
 //! ```text
-//! machine   version u16, vcpus u16, flags u32, ticks u64, hz u64, at u64, physical u64,
-//!           instructions u64, turn's vcpu u32, idle turns u32, turn's instructions u64,
-//!           PL011: seven registers u32, line's length u32, line
+//! counter   version u16, vcpus u16, flags u32, ticks u64, hz u64, at u64, physical u64,
+//!           instructions u64, turn's vcpu u32, idle turns u32, turn's instructions u64
+//! uart      version u16, reserved u16, seven registers u32, line's length u32, line
 //! vcpu      version u16, power u8, call u8, flags u32, progress u64, request u64, words u64 × 8,
 //!           registers u32, reserved u32, then id u64, value u128 for each
 //! gic       version u16, reserved u16, registers u32, then group u32, reserved u32, attribute u64, value u64 for each
@@ -21,9 +21,10 @@ use crate::backend::{GicKey, GicState, register_bytes};
 use crate::device::pl011::{MAX_LINE_BYTES, Pl011State};
 use crate::machine::Transport;
 use crate::migrate::HostTime;
+use crate::migrate::wire::{Section, SectionKind};
 use crate::vcpus::state::{CallState, MAX_REGISTERS, SeatState, TurnState, VcpuPower, VcpuState};
 
-/// Version of every part.
+/// Version of every section.
 const VERSION: u16 = 1;
 /// Most registers of a GIC: 8 vCPUs with 7 bits of priority have some 500.
 const MAX_GIC_REGISTERS: usize = 4096;
@@ -37,74 +38,51 @@ const CALL_PARKED_MMIO: u8 = 1;
 const CALL_PARKED_HVC: u8 = 2;
 const CALL_EXECUTING: u8 = 3;
 
-/// What a part describes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum PartKind {
-    /// What the machine has once: counter, instruction clock, console.
-    Machine,
-    /// One vCPU.
-    Vcpu,
-    /// The interrupt controller.
-    Gic,
-}
-
-/// A part of a machine's state.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct StatePart {
-    /// What it describes.
-    pub kind: PartKind,
-    /// Which vCPU; 0 of the others.
-    pub index: u16,
-    /// Its bytes.
-    pub bytes: Vec<u8>,
-}
-
-/// Parts that are no machine's state.
+/// Sections that are no machine's state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the {kind:?} part {index} of the machine's state: {reason}")]
-pub struct BadBytes {
-    /// Which part.
-    pub kind: PartKind,
-    /// Which vCPU.
+#[error("section {kind} {index} of the machine's state: {reason}")]
+pub struct BadSection {
+    /// What it holds.
+    pub kind: SectionKind,
+    /// Which vCPU; 0 of the others.
     pub index: u16,
     /// What is wrong.
     pub reason: &'static str,
 }
 
 impl MachineState {
-    /// Its parts, the machine's first, then the vCPUs' in their order, then the GIC's.
-    pub fn encode(&self) -> Vec<StatePart> {
-        let part = |kind, index, bytes| StatePart { kind, index, bytes };
-        let vcpus = (0..).zip(&self.vcpus).map(|(index, vcpu)| part(PartKind::Vcpu, index, encode_vcpu(vcpu)));
-        let mut parts = vec![part(PartKind::Machine, 0, self.encode_machine())];
-        parts.extend(vcpus);
-        parts.push(part(PartKind::Gic, 0, encode_gic(&self.gic)));
-        parts
+    /// Its sections.
+    pub fn encode(&self) -> Vec<Section> {
+        let section = |kind, index, bytes| Section { kind, index, bytes };
+        let mut sections = vec![
+            section(SectionKind::Counter, 0, self.encode_time()),
+            section(SectionKind::Uart, 0, encode_uart(&self.uart)),
+            section(SectionKind::Gic, 0, encode_gic(&self.gic)),
+        ];
+        let vcpus = (0..).zip(&self.vcpus);
+        sections.extend(vcpus.map(|(index, vcpu)| section(SectionKind::Vcpu, index, encode_vcpu(vcpu))));
+        sections
     }
 
-    /// The state in `parts`, which [`Self::encode`] has made, in its order.
+    /// The state in `sections`, in any order, among which may be others of kinds that are not a machine's state.
     ///
     /// # Errors
-    /// [`BadBytes`] for anything else.
-    pub fn decode(parts: &[StatePart]) -> Result<Self, BadBytes> {
-        let mut parts = parts.iter();
-        let machine = expect(parts.next(), PartKind::Machine, 0)?;
-        let (mut state, count) = decode_part(machine, Self::decode_machine)?;
-        for index in 0..count {
-            let part = expect(parts.next(), PartKind::Vcpu, index)?;
-            state.vcpus.push(decode_part(part, decode_vcpu)?);
+    /// [`BadSection`] for one that is missing, there twice, or not as [`Self::encode`] makes it.
+    pub fn decode(sections: &[Section]) -> Result<Self, BadSection> {
+        let (counter, icount, vcpus) = decode_section(sections, SectionKind::Counter, 0, decode_time)?;
+        let uart = decode_section(sections, SectionKind::Uart, 0, decode_uart)?;
+        let gic = decode_section(sections, SectionKind::Gic, 0, decode_gic)?;
+        let one_too_many = |section: &&Section| section.kind == SectionKind::Vcpu && section.index >= vcpus;
+        if let Some(Section { kind, index, .. }) = sections.iter().find(one_too_many) {
+            return Err(BadSection { kind: *kind, index: *index, reason: "one too many" });
         }
-        state.gic = decode_part(expect(parts.next(), PartKind::Gic, 0)?, decode_gic)?;
-        match parts.next() {
-            Some(StatePart { kind, index, .. }) => Err(BadBytes { kind: *kind, index: *index, reason: "one too many" }),
-            None => Ok(state),
-        }
+        let vcpus = (0..vcpus).map(|index| decode_section(sections, SectionKind::Vcpu, index, decode_vcpu));
+        Ok(Self { vcpus: vcpus.collect::<Result<_, _>>()?, gic, uart, counter, icount })
     }
 
-    fn encode_machine(&self) -> Vec<u8> {
+    fn encode_time(&self) -> Vec<u8> {
         let CounterState { ticks, physical, hz, at } = self.counter;
-        let turn = TurnState { vcpu: 0, left: 0, idle: 0 };
-        let icount = self.icount.unwrap_or(IcountState { instructions: 0, turn });
+        let icount = self.icount.unwrap_or(IcountState { instructions: 0, turn: NO_TURN });
         let flags = physical.map_or(0, |_| FLAG_PHYSICAL) | self.icount.map_or(0, |_| FLAG_ICOUNT);
         let mut bytes = Vec::new();
         bytes.extend(VERSION.to_le_bytes());
@@ -116,40 +94,55 @@ impl MachineState {
         bytes.extend((icount.turn.vcpu as u32).to_le_bytes());
         bytes.extend((icount.turn.idle as u32).to_le_bytes());
         bytes.extend(icount.turn.left.to_le_bytes());
-        bytes.extend(self.uart.registers.iter().flat_map(|register| register.to_le_bytes()));
-        bytes.extend((self.uart.line.len() as u32).to_le_bytes());
-        bytes.extend(&self.uart.line);
         bytes
     }
+}
 
-    /// The state without vCPUs and GIC, and how many vCPUs it has.
-    fn decode_machine(bytes: &mut Reader<'_>) -> Result<(Self, u16), &'static str> {
-        bytes.version()?;
-        let vcpus = bytes.u16()?;
-        if usize::from(vcpus) > abi::map::MAX_VCPUS {
-            return Err("more vCPUs than a machine can have");
-        }
-        let flags = bytes.flags(FLAG_PHYSICAL | FLAG_ICOUNT)?;
-        let (ticks, hz, at) = (bytes.u64()?, bytes.u64()?, HostTime::from_ns(bytes.u64()?));
-        let physical = given(flags & FLAG_PHYSICAL != 0, bytes.u64()?)?;
-        let instructions = given(flags & FLAG_ICOUNT != 0, bytes.u64()?)?;
-        let turn = TurnState { vcpu: bytes.u32()? as usize, idle: bytes.u32()? as usize, left: bytes.u64()? };
-        if instructions.is_none() && turn != (TurnState { vcpu: 0, left: 0, idle: 0 }) {
-            return Err("a turn without an instruction clock");
-        }
-        let mut registers = [0; 7];
-        for register in &mut registers {
-            *register = bytes.u32()?;
-        }
-        let len_bytes = bytes.u32()? as usize;
-        if len_bytes >= MAX_LINE_BYTES {
-            return Err("a console line longer than any");
-        }
-        let uart = Pl011State { registers, line: bytes.take(len_bytes)?.to_vec() };
-        let counter = CounterState { ticks, physical, hz, at };
-        let icount = instructions.map(|instructions| IcountState { instructions, turn });
-        Ok((Self { vcpus: Vec::new(), gic: GicState::default(), uart, counter, icount }, vcpus))
+const NO_TURN: TurnState = TurnState { vcpu: 0, left: 0, idle: 0 };
+
+/// Counter, instruction clock, and how many vCPUs there are.
+fn decode_time(bytes: &mut Reader<'_>) -> Result<(CounterState, Option<IcountState>, u16), &'static str> {
+    bytes.version()?;
+    let vcpus = bytes.u16()?;
+    if usize::from(vcpus) > abi::map::MAX_VCPUS {
+        return Err("more vCPUs than a machine can have");
     }
+    let flags = bytes.flags(FLAG_PHYSICAL | FLAG_ICOUNT)?;
+    let (ticks, hz, at) = (bytes.u64()?, bytes.u64()?, HostTime::from_ns(bytes.u64()?));
+    let physical = given(flags & FLAG_PHYSICAL != 0, bytes.u64()?)?;
+    let instructions = given(flags & FLAG_ICOUNT != 0, bytes.u64()?)?;
+    let turn = TurnState { vcpu: bytes.u32()? as usize, idle: bytes.u32()? as usize, left: bytes.u64()? };
+    if instructions.is_none() && turn != NO_TURN {
+        return Err("a turn without an instruction clock");
+    }
+    let icount = instructions.map(|instructions| IcountState { instructions, turn });
+    Ok((CounterState { ticks, physical, hz, at }, icount, vcpus))
+}
+
+fn encode_uart(state: &Pl011State) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.extend(VERSION.to_le_bytes());
+    bytes.extend([0; 2]);
+    bytes.extend(state.registers.iter().flat_map(|register| register.to_le_bytes()));
+    bytes.extend((state.line.len() as u32).to_le_bytes());
+    bytes.extend(&state.line);
+    bytes
+}
+
+fn decode_uart(bytes: &mut Reader<'_>) -> Result<Pl011State, &'static str> {
+    bytes.version()?;
+    if bytes.u16()? != 0 {
+        return Err("a reserved field is not zero");
+    }
+    let mut registers = [0; 7];
+    for register in &mut registers {
+        *register = bytes.u32()?;
+    }
+    let len_bytes = bytes.u32()? as usize;
+    if len_bytes >= MAX_LINE_BYTES {
+        return Err("a console line longer than any");
+    }
+    Ok(Pl011State { registers, line: bytes.take(len_bytes)?.to_vec() })
 }
 
 fn encode_vcpu(state: &VcpuState) -> Vec<u8> {
@@ -272,21 +265,21 @@ fn given(there: bool, value: u64) -> Result<Option<u64>, &'static str> {
     }
 }
 
-fn expect(part: Option<&StatePart>, kind: PartKind, index: u16) -> Result<&StatePart, BadBytes> {
-    match part {
-        Some(part) if part.kind == kind && part.index == index => Ok(part),
-        Some(_) => Err(BadBytes { kind, index, reason: "another part in its place" }),
-        None => Err(BadBytes { kind, index, reason: "missing" }),
-    }
-}
-
-fn decode_part<T>(
-    part: &StatePart,
+fn decode_section<T>(
+    sections: &[Section],
+    kind: SectionKind,
+    index: u16,
     decode: impl FnOnce(&mut Reader<'_>) -> Result<T, &'static str>,
-) -> Result<T, BadBytes> {
-    let mut bytes = Reader(&part.bytes);
-    let decoded = decode(&mut bytes).and_then(|decoded| if bytes.0.is_empty() { Ok(decoded) } else { Err("too long") });
-    decoded.map_err(|reason| BadBytes { kind: part.kind, index: part.index, reason })
+) -> Result<T, BadSection> {
+    let bad = |reason| BadSection { kind, index, reason };
+    let mut found = sections.iter().filter(|section| section.kind == kind && section.index == index);
+    let section = found.next().ok_or(bad("missing"))?;
+    if found.next().is_some() {
+        return Err(bad("there twice"));
+    }
+    let mut bytes = Reader(&section.bytes);
+    let decoded = decode(&mut bytes).map_err(bad)?;
+    if bytes.0.is_empty() { Ok(decoded) } else { Err(bad("too long")) }
 }
 
 /// The bytes that are left.
@@ -376,12 +369,12 @@ mod tests {
 
     #[test]
     fn the_bytes_are_golden() {
-        let parts = state().encode();
-        let kinds: Vec<_> = parts.iter().map(|part| (part.kind, part.index)).collect();
-        use PartKind::{Gic, Machine, Vcpu};
-        assert_eq!(kinds, [(Machine, 0), (Vcpu, 0), (Vcpu, 1), (Gic, 0)]);
+        use SectionKind::{Counter, Gic, Uart, Vcpu};
+        let sections = state().encode();
+        let kinds: Vec<_> = sections.iter().map(|section| (section.kind, section.index)).collect();
+        assert_eq!(kinds, [(Counter, 0), (Uart, 0), (Gic, 0), (Vcpu, 0), (Vcpu, 1)]);
         #[rustfmt::skip]
-        assert_eq!(parts[0].bytes, [
+        assert_eq!(sections[0].bytes, [
             1, 0, 2, 0, 3, 0, 0, 0,
             2, 1, 0, 0, 0, 0, 0, 0,
             0xa0, 0xac, 0xb9, 3, 0, 0, 0, 0,
@@ -390,11 +383,21 @@ mod tests {
             16, 0, 0, 0, 0, 0, 0, 0,
             1, 0, 0, 0, 2, 0, 0, 0,
             0x10, 0x27, 0, 0, 0, 0, 0, 0,
+        ]);
+        #[rustfmt::skip]
+        assert_eq!(sections[1].bytes, [
+            1, 0, 0, 0,
             1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 5, 0, 0, 0, 6, 0, 0, 0, 7, 0, 0, 0,
             4, 0, 0, 0, b'h', b'a', b'l', b'f',
         ]);
         #[rustfmt::skip]
-        assert_eq!(parts[1].bytes, [
+        assert_eq!(sections[2].bytes, [
+            1, 0, 0, 0, 2, 0, 0, 0,
+            1, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0x3b, 4, 0, 0, 0, 0, 0, 0,
+            6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255,
+        ]);
+        #[rustfmt::skip]
+        assert_eq!(sections[3].bytes, [
             &[1, 0, 1, 2, 1, 0, 0, 0,
               0, 0, 0x31, 0x40, 0, 0, 0, 0,
               0x40, 0, 0x30, 0x40, 0, 0, 0, 0,
@@ -404,57 +407,55 @@ mod tests {
               0, 0, 0x10, 0, 0, 0, 0x30, 0x60, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0, 0, 0, 0, 0, 0, 0, 0,
               0x54, 0, 0x10, 0, 0, 0, 0x40, 0x60, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80],
         ].concat());
-        #[rustfmt::skip]
-        assert_eq!(parts[3].bytes, [
-            1, 0, 0, 0, 2, 0, 0, 0,
-            1, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0x3b, 4, 0, 0, 0, 0, 0, 0,
-            6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255,
-        ]);
-        assert_eq!(MachineState::decode(&parts), Ok(state()));
+        assert_eq!(MachineState::decode(&sections), Ok(state()));
     }
 
     #[test]
-    fn parts_that_are_missing_twice_or_out_of_order_are_refused_by_name() {
-        let parts = state().encode();
-        for missing in 0..parts.len() {
-            let mut without = parts.clone();
-            without.remove(missing);
-            assert!(MachineState::decode(&without).is_err());
+    fn sections_that_are_missing_or_there_twice_are_refused_by_name() {
+        let sections = state().encode();
+        for missing in 0..sections.len() {
+            let mut without = sections.clone();
+            let Section { kind, index, .. } = without.remove(missing);
+            assert_eq!(MachineState::decode(&without), Err(BadSection { kind, index, reason: "missing" }));
+            let mut twice = sections.clone();
+            twice.push(sections[missing].clone());
+            assert_eq!(MachineState::decode(&twice), Err(BadSection { kind, index, reason: "there twice" }));
         }
-        let mut more = parts.clone();
-        more.push(parts[3].clone());
+        let mut more = sections.clone();
+        more.push(Section { index: 2, ..sections[4].clone() });
         assert_eq!(MachineState::decode(&more).unwrap_err().reason, "one too many");
-        let mut swapped = parts;
-        swapped.swap(1, 2);
-        let error = MachineState::decode(&swapped).unwrap_err();
-        assert_eq!((error.kind, error.index, error.reason), (PartKind::Vcpu, 0, "another part in its place"));
+        // Their order is free, and others may be among them.
+        let mut mixed = sections;
+        mixed.reverse();
+        mixed.push(Section { kind: SectionKind::DirtyHistory, index: 0, bytes: vec![1] });
+        assert_eq!(MachineState::decode(&mixed), Ok(state()));
     }
 
     #[test]
     fn counts_beyond_what_is_there_allocate_nothing() {
-        let parts = state().encode();
+        let sections = state().encode();
         // Of vCPUs, of the line's bytes, of a vCPU's registers, of the GIC's.
-        for (part, at, value) in
-            [(0, 2, 0xffff_u32), (0, 92, u32::MAX), (1, 88, u32::MAX), (3, 4, u32::MAX), (3, 4, 4095)]
+        for (at, offset, value) in
+            [(0, 2, 0xffff_u32), (1, 32, u32::MAX), (3, 88, u32::MAX), (2, 4, u32::MAX), (2, 4, 4095)]
         {
-            let mut parts = parts.clone();
-            parts[part].bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
-            assert!(MachineState::decode(&parts).is_err(), "{part} {at}");
+            let mut sections = sections.clone();
+            sections[at].bytes[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
+            assert!(MachineState::decode(&sections).is_err(), "{at} {offset}");
         }
     }
 
     #[test]
     fn every_truncation_and_every_surplus_byte_is_refused() {
-        let parts = state().encode();
-        for part in 0..parts.len() {
-            for len_bytes in 0..parts[part].bytes.len() {
-                let mut parts = parts.clone();
-                parts[part].bytes.truncate(len_bytes);
-                assert!(MachineState::decode(&parts).is_err(), "{part} {len_bytes}");
+        let sections = state().encode();
+        for at in 0..sections.len() {
+            for len_bytes in 0..sections[at].bytes.len() {
+                let mut sections = sections.clone();
+                sections[at].bytes.truncate(len_bytes);
+                assert!(MachineState::decode(&sections).is_err(), "{at} {len_bytes}");
             }
-            let mut parts = parts.clone();
-            parts[part].bytes.push(0);
-            assert!(MachineState::decode(&parts).is_err());
+            let mut sections = sections.clone();
+            sections[at].bytes.push(0);
+            assert!(MachineState::decode(&sections).is_err());
         }
     }
 
@@ -516,21 +517,21 @@ mod tests {
 
         #[test]
         fn hostile_bytes_are_an_error_or_a_state_with_those_bytes(
-            part in 0..4_usize, at in any::<prop::sample::Index>(), value in any::<u8>(),
+            section in 0..5_usize, at in any::<prop::sample::Index>(), value in any::<u8>(),
         ) {
-            let mut parts = state().encode();
-            let at = at.index(parts[part].bytes.len());
-            parts[part].bytes[at] = value;
-            if let Ok(state) = MachineState::decode(&parts) {
-                prop_assert_eq!(state.encode(), parts);
+            let mut sections = state().encode();
+            let at = at.index(sections[section].bytes.len());
+            sections[section].bytes[at] = value;
+            if let Ok(state) = MachineState::decode(&sections) {
+                prop_assert_eq!(state.encode(), sections);
             }
         }
 
         #[test]
-        fn arbitrary_bytes_are_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), part in 0..4_usize) {
-            let mut parts = state().encode();
-            parts[part].bytes = bytes;
-            let _ = MachineState::decode(&parts);
+        fn arbitrary_bytes_are_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), section in 0..5_usize) {
+            let mut sections = state().encode();
+            sections[section].bytes = bytes;
+            let _ = MachineState::decode(&sections);
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The guest's time across a pause: [`CounterState`], and what it becomes by a [`CounterPolicy`].
 
+use crate::machine::Machine;
 use crate::migrate::{ClockOffset, CounterPolicy, HostTime};
 use crate::vcpus::state::Counters;
+use crate::vcpus::{Vcpus, VcpusError};
 
 const NS_PER_S: u128 = 1_000_000_000;
 
@@ -30,13 +32,20 @@ pub struct CounterSet {
 }
 
 impl CounterState {
-    /// Counters of `hz` that were read `at`.
-    pub(super) fn new(counters: Counters, hz: u64, at: HostTime) -> Self {
-        Self { ticks: counters.virtual_ticks, physical: counters.physical_ticks, hz, at }
+    /// What the paused guest's counters showed as its last vCPU left the guest. (The wall clock runs on in a pause.)
+    ///
+    /// # Errors
+    /// [`VcpusError::NotPaused`], [`VcpusError::Backend`].
+    pub fn read(machine: &Machine, vcpus: &Vcpus) -> Result<Self, VcpusError> {
+        let (Counters { virtual_ticks, physical_ticks }, at) = vcpus.counters()?;
+        let hz = machine.vm().ticks_per_second();
+        let now = Self { ticks: virtual_ticks, physical: physical_ticks, hz, at };
+        let stands_still = machine.vm().elapsed_instructions().is_some();
+        Ok(if stands_still { Self { at: vcpus.last_exit(), ..now } } else { now.back_to(vcpus.last_exit()) })
     }
 
     /// What they showed at the earlier moment `at`.
-    pub(super) fn back_to(self, at: HostTime) -> Self {
+    fn back_to(self, at: HostTime) -> Self {
         let back = self.ticks_in(self.at.since(at).as_nanos()).wrapping_neg();
         Self { at: at.min(self.at), ..self.moved_by(back) }
     }

@@ -17,7 +17,7 @@
 mod codec;
 mod counter;
 
-pub use self::codec::{BadBytes, PartKind, StatePart};
+pub use self::codec::BadSection;
 pub use self::counter::{CounterSet, CounterState};
 use super::Machine;
 use crate::backend::{BackendError, GicState};
@@ -59,6 +59,9 @@ pub enum StateError {
     /// The accelerator's.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// Bytes of an outside.
+    #[error(transparent)]
+    Section(#[from] BadSection),
     /// The console's.
     #[error(transparent)]
     Uart(#[from] BadPl011),
@@ -92,14 +95,9 @@ impl MachineState {
         let vm = machine.vm();
         // First: it completes what is half done.
         let states = vcpus.save()?;
-        let (counters, at) = vcpus.counters()?;
+        let counter = CounterState::read(machine, vcpus)?;
         let icount =
             vm.elapsed_instructions().zip(vcpus.turn()).map(|(instructions, turn)| IcountState { instructions, turn });
-        let hz = vm.ticks_per_second();
-        let counter = match icount {
-            Some(_) => CounterState::new(counters, hz, at),
-            None => CounterState::new(counters, hz, at).back_to(vcpus.last_exit()),
-        };
         Ok(Self { vcpus: states, gic: vm.save_gic()?, uart: vcpus.uart(), counter, icount })
     }
 
