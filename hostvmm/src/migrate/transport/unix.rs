@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use thiserror::Error;
@@ -58,8 +58,8 @@ pub enum SocketError {
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    device: u64,
-    inode: u64,
+    /// The file itself, held so that its inode number is nobody else's.
+    file: OwnedFd,
 }
 
 impl SocketFile {
@@ -71,7 +71,9 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let is_ours = |found: &fs::Metadata| found.dev() == self.device && found.ino() == self.inode;
+        let is_ours = |found: &fs::Metadata| {
+            rustix::fs::fstat(&self.file).is_ok_and(|own| found.dev() == own.st_dev && found.ino() == own.st_ino)
+        };
         if fs::symlink_metadata(&self.path).is_ok_and(|found| is_ours(&found)) {
             // Best effort: nobody is left to tell.
             let _ = fs::remove_file(&self.path);
@@ -98,10 +100,10 @@ pub fn bind(path: &Path) -> Result<(OwnedFd, SocketFile), SocketError> {
         bound => bound,
     }
     .map_err(failed("listen on"))?;
-    let made =
-        fs::symlink_metadata(path).map_err(|source| SocketError::Io { what: "find", path: path.to_owned(), source })?;
-    let file = SocketFile { path: path.to_owned(), device: made.dev(), inode: made.ino() };
-    if made.mode() & 0o077 != 0 {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made = rustix::fs::open(path, flags, Mode::empty()).map_err(failed("find"))?;
+    let file = SocketFile { path: path.to_owned(), file: made };
+    if rustix::fs::fstat(&file.file).map_err(failed("find"))?.st_mode & 0o077 != 0 {
         // A kernel or file system that does it otherwise: nobody can have connected, for it does not listen yet.
         rustix::fs::chmod(path, Mode::RUSR | Mode::WUSR).map_err(failed("protect"))?;
     }

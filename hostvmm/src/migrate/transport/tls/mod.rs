@@ -273,3 +273,59 @@ impl std::fmt::Debug for Outgoing {
         f.debug_struct("Outgoing").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_private_and_nothing_is_overwritten() {
+        let directory = tempfile::tempdir().unwrap();
+        let pki = directory.path().join("pki");
+        keygen(&pki, &["node-b".to_owned(), "192.0.2.1".to_owned()]).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!(mode(&pki), 0o700);
+        for name in ["server-key.pem", "client-key.pem"] {
+            assert_eq!(mode(&pki.join(name)), 0o600);
+        }
+        let before = fs::read(pki.join("server-key.pem")).unwrap();
+        fs::remove_file(pki.join("ca-cert.pem")).unwrap();
+        assert!(matches!(keygen(&pki, &[]), Err(KeygenError::Exists { .. })));
+        assert_eq!(fs::read(pki.join("server-key.pem")).unwrap(), before);
+        assert!(!pki.join("ca-cert.pem").exists());
+    }
+
+    #[test]
+    fn wrong_directories_are_refused_with_the_file_and_the_remedy() {
+        let directory = tempfile::tempdir().unwrap();
+        let pki = directory.path();
+        let error = |role| TlsCreds::load(pki, role).unwrap_err().to_string();
+        assert!(error(Role::Client).contains("ca-cert.pem") && error(Role::Client).contains("tls-keygen"));
+        keygen(pki, &[]).unwrap();
+        let key = pki.join("client-key.pem");
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(error(Role::Client).contains("(mode 0640); run `chmod 600 "), "{}", error(Role::Client));
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::copy(pki.join("server-key.pem"), &key).unwrap();
+        assert!(error(Role::Client).contains("client-cert.pem and client-key.pem"), "the key of another certificate");
+        fs::write(&key, "no key").unwrap();
+        assert!(error(Role::Client).contains("holds no private key"));
+        fs::write(pki.join("server-cert.pem"), vec![b'x'; (1 << 20) + 1]).unwrap();
+        assert!(error(Role::Server).contains("more than"));
+        fs::write(pki.join("ca-cert.pem"), "").unwrap();
+        assert!(error(Role::Server).contains("holds no certificate"));
+    }
+
+    #[test]
+    fn debug_forms_hold_no_secret() {
+        let directory = tempfile::tempdir().unwrap();
+        keygen(directory.path(), &[]).unwrap();
+        let credentials = TlsCreds::load(directory.path(), Role::Server).unwrap();
+        let text = format!("{credentials:?}");
+        assert!(text.len() < 200 && text.contains("Server"), "{text}");
+    }
+}
