@@ -50,6 +50,22 @@ pub(crate) enum Command {
     /// Show a ledger again, in any format.
     #[command(after_help = "Example:\n  hostvmm report ledger.json --format junit > junit.xml")]
     Report(ReportArgs),
+    /// Make a directory of TLS credentials for tests: an authority's, a server's and a client's.
+    #[command(
+        after_help = "Example:\n  hostvmm tls-keygen /tmp/pki --host node-b\n\nThe files are those of QEMU's tls-creds-x509."
+    )]
+    TlsKeygen(TlsKeygenArgs),
+}
+
+/// Options of `tls-keygen`.
+#[derive(Debug, Args)]
+pub(crate) struct TlsKeygenArgs {
+    /// Where the files go; none of them may exist.
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+    /// A name or address that the server is called by, besides localhost, 127.0.0.1 and ::1; may be repeated.
+    #[arg(long = "host", value_name = "NAME")]
+    pub(crate) hosts: Vec<String>,
 }
 
 /// Options of `probe`.

@@ -23,9 +23,11 @@ use signal_hook::iterator::Signals;
 use workload::{Geometry, Pattern, Workload};
 
 use self::args::{
-    Cli, Command, CommonArgs, EagerSplit, Format, GranuleArg, ReportArgs, RunArgs, Scenario, TablesArg, VerifyArgs,
+    Cli, Command, CommonArgs, EagerSplit, Format, GranuleArg, ReportArgs, RunArgs, Scenario, TablesArg, TlsKeygenArgs,
+    VerifyArgs,
 };
 use self::ending::{Ending, say, tell};
+use crate::migrate::transport::tls::keygen;
 use crate::report::{self, Ledger, Progress, Verdict};
 use crate::verify::{self, Axes, Interrupt, RunError, Spec};
 
@@ -41,6 +43,7 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify(&args),
         Command::Replicate(args) => replicate::run(&args),
         Command::Report(args) => show(&args),
+        Command::TlsKeygen(args) => tls_keygen(&args),
     };
     match result {
         Ok(verdict) => ExitCode::from(verdict.exit_code()),
@@ -272,6 +275,12 @@ fn print(ledger: &Ledger, format: Format) {
     };
     // A reader that closed the pipe early has seen what it wanted.
     let _ = std::io::stdout().write_all(rendering.as_bytes());
+}
+
+fn tls_keygen(args: &TlsKeygenArgs) -> Result<Verdict, Ending> {
+    keygen(&args.directory, &args.hosts).map_err(Ending::input)?;
+    say(&format!("credentials: {}", args.directory.display()));
+    Ok(Verdict::Pass)
 }
 
 fn show(args: &ReportArgs) -> Result<Verdict, Ending> {
