@@ -1,6 +1,7 @@
 //! The programs that the guest runs: hostvmm and `lab-init` as static arm64 programs, and the firmware.
 //!
-//! With the musl target that rustup brings nothing else is needed, since no dependency has C code and Rust has a linker.
+//! With the musl target that rustup brings, Rust's own linker does; the C code of two dependencies (TLS's primitives, zstd)
+//! needs a C compiler for arm64 besides. They use nothing of the C library that musl's does not have.
 //! Where rustup has no server, the packaged compiler builds the standard library from its sources, for glibc.
 
 use std::path::{Path, PathBuf};
@@ -15,8 +16,9 @@ const GNU: &str = "aarch64-unknown-linux-gnu";
 const FIRMWARE: &str = "aarch64-unknown-none-softfloat";
 const FIRMWARE_ARMV7: &str = "armv7a-none-eabi";
 const PROFILE: &str = "lab";
-/// For the C code of a crate that only tests use.
+/// For the C code of dependencies.
 const C_COMPILER: &str = "aarch64-linux-gnu-gcc";
+const C_PACKAGES: &str = "gcc-aarch64-linux-gnu libc6-dev-arm64-cross";
 
 /// Where cargo puts what is built for the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +35,8 @@ pub(crate) struct Programs {
 /// The programs of `checkout`: built now, or, without `build`, as they were built last.
 ///
 /// # Errors
-/// [`Error::NotCached`] if they must not be built and are not there; [`Error::NoTarget`].
+/// [`Error::NotCached`] if they must not be built and are not there; [`Error::NoTarget`]; [`Error::NoProgram`] without a C
+/// compiler for the guest.
 pub(crate) fn programs(checkout: &Path, build: bool, progress: Progress) -> Result<Programs, Error> {
     let output = match std::env::var_os("CARGO_TARGET_DIR") {
         Some(directory) => checkout.join(directory),
@@ -54,6 +57,7 @@ pub(crate) fn programs(checkout: &Path, build: bool, progress: Progress) -> Resu
         if target == MUSL && !has_target(checkout, MUSL) {
             return Err(Error::NoTarget { target: MUSL });
         }
+        check_c_compiler()?;
         progress.step(format_args!("building hostvmm for {target} and the firmware"));
         let firmware = |target: &str| {
             let mut build = cargo(checkout);
@@ -86,17 +90,13 @@ pub(crate) fn programs(checkout: &Path, build: bool, progress: Progress) -> Resu
 /// hostvmm's unit tests as one program, built now.
 ///
 /// # Errors
-/// [`Error::NoProgram`] without a C compiler for the guest: a crate that only tests use has C code.
+/// [`Error::NoProgram`] without a C compiler for the guest.
 pub(crate) fn unit_tests(checkout: &Path, progress: Progress) -> Result<PathBuf, Error> {
-    command::output(
-        Command::new(C_COMPILER).arg("--version"),
-        C_COMPILER,
-        "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
-    )?;
+    check_c_compiler()?;
     progress.step(format_args!("building hostvmm's unit tests"));
     let mut build = host_command(checkout, target(checkout), "test");
     build.args(["--package", "hostvmm", "--lib", "--no-run", "--message-format=json-render-diagnostics"]);
-    build.env("CC_aarch64_unknown_linux_musl", C_COMPILER).stderr(Stdio::inherit());
+    build.stderr(Stdio::inherit());
     let messages = command::output(&mut build, "cargo", "cargo")?;
     let executable = |line: &str| -> Option<PathBuf> {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
@@ -107,6 +107,10 @@ pub(crate) fn unit_tests(checkout: &Path, progress: Progress) -> Result<PathBuf,
         status: "no executable".to_owned(),
         output: String::new(),
     })
+}
+
+fn check_c_compiler() -> Result<(), Error> {
+    command::output(Command::new(C_COMPILER).arg("--version"), C_COMPILER, C_PACKAGES).map(drop)
 }
 
 /// What the guest's programs are built for. scripts/setup leaves that file where rustup cannot bring targets.
@@ -132,6 +136,7 @@ fn host_command(checkout: &Path, target: &str, subcommand: &str) -> Command {
         build.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-Ctarget-feature=+crt-static");
     } else {
         build.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld");
+        build.env("CC_aarch64_unknown_linux_musl", C_COMPILER);
     }
     build
 }
@@ -153,9 +158,10 @@ mod tests {
     }
 
     #[test]
-    fn the_musl_build_needs_no_c_compiler() {
+    fn the_musl_build_has_rust_s_linker_and_a_c_compiler() {
         let build = host_command(Path::new("/"), MUSL, "build");
-        let linker = build.get_envs().find(|(name, _)| name.to_string_lossy().ends_with("_LINKER"));
-        assert_eq!(linker.and_then(|(_, value)| value), Some("rust-lld".as_ref()));
+        let variable = |part: &str| build.get_envs().find(|(name, _)| name.to_string_lossy().contains(part))?.1;
+        assert_eq!(variable("_LINKER"), Some("rust-lld".as_ref()));
+        assert_eq!(variable("CC_"), Some(C_COMPILER.as_ref()));
     }
 }
