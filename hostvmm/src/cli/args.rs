@@ -7,9 +7,11 @@ use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::quantity;
+use super::tuning::TuningArgs;
 use crate::dirty::DirtyLogKind;
 use crate::memory::{Backing, host_page_bytes};
 use crate::verify::cpu::Group;
+use crate::verify::{Kill, Moment, Way};
 
 /// Proves, byte for byte, that a hypervisor's dirty-page log and what rests on it deliver every byte.
 #[derive(Debug, Parser)]
@@ -39,7 +41,9 @@ pub(crate) enum Command {
     /// Run a scenario and check everything in it.
     #[command(after_help = "Examples:\n  hostvmm verify passes --granule 64k --va-bits 42 --workload mixed --vcpus 4 \
         --json ledger.json\n  hostvmm verify passes --arch armv7 --tables lpae --workload mixed\n  hostvmm verify matrix --format \
-        ktap\n  hostvmm verify hugepages --backing hugetlb:2M --region-size 32M --vcpus 4\n  hostvmm verify cpu --count 4000 --seed 7")]
+        ktap\n  hostvmm verify hugepages --backing hugetlb:2M --region-size 32M --vcpus 4\n  hostvmm verify cpu --count 4000 --seed 7\n  \
+        hostvmm verify migrate --workload dirtyram:pages=409600,step=2048,sleep_ms=50 --region-size 1600M --ram 64M\n  hostvmm verify \
+        cancel --kills some\n  hostvmm verify chain --hops 100")]
     Verify(VerifyArgs),
     /// Keep a file, or a peer, equal to a running guest's region; ends when the guest's writers have stopped.
     #[command(
@@ -99,6 +103,86 @@ pub(crate) struct VerifyArgs {
     pub(crate) common: CommonArgs,
     #[command(flatten)]
     pub(crate) cpu: CpuArgs,
+    #[command(flatten)]
+    pub(crate) migration: MigrationArgs,
+    #[command(flatten)]
+    pub(crate) tuning: TuningArgs,
+}
+
+/// Options of `verify migrate`, `verify cancel` and `verify chain` alone.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of verify migrate, verify cancel and verify chain")]
+pub(crate) struct MigrationArgs {
+    /// How the guest travels: unix, tcp, fd, exec, file, or an address for both sides like tcp:127.0.0.1:4321 [default: unix].
+    #[arg(long, value_name = "WAY")]
+    pub(crate) uri: Option<Way>,
+    /// Of verify migrate: so many guests at once, each with a seed of its own.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
+    pub(crate) pairs: Option<u64>,
+    /// Of verify migrate: the original ARMv7 test's three workloads, one after the other.
+    #[arg(long, conflicts_with_all = ["workload", "pairs"])]
+    pub(crate) originals: bool,
+    /// Of verify chain: how often the guest moves on [default: 10].
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub(crate) hops: Option<u64>,
+    /// Of verify cancel: when to cancel, in milliseconds after the start or at boundaries between phases; `all` is each of them.
+    #[arg(long, value_name = "MOMENT[,MOMENT]", value_delimiter = ',')]
+    pub(crate) at: Vec<String>,
+    /// Of verify cancel: do not cancel, but kill, stop, cut off or fail one side, as BOUNDARY=ACTION with kill, stop, cut, fail or
+    /// disk-full; `some` is one action at each boundary, `all` is every action.
+    #[arg(long, value_name = "KILL[,KILL]", value_delimiter = ',', conflicts_with = "at")]
+    pub(crate) kills: Vec<String>,
+    /// The guest's heartbeat, which measures gaps: off, timer, timer:MICROSECONDS, spin [default: timer in verify migrate].
+    #[arg(long, value_name = "KIND")]
+    pub(crate) heartbeat: Option<String>,
+    /// Verify the guest where it has arrived, before it runs on.
+    #[arg(long)]
+    pub(crate) verify_guest: bool,
+    /// How long the guest runs before its migration and after it [default: 1200 in verify migrate].
+    #[arg(long, allow_negative_numbers = true, value_name = "MS", value_parser = milliseconds)]
+    pub(crate) settle_ms: Option<Duration>,
+    /// How long anything is waited for [default: 120000].
+    #[arg(long, allow_negative_numbers = true, value_name = "MS", value_parser = milliseconds)]
+    pub(crate) patience_ms: Option<Duration>,
+}
+
+impl MigrationArgs {
+    /// An option that is given and that `scenario` does not have.
+    pub(crate) fn stray(&self, scenario: Scenario) -> Option<&'static str> {
+        let is = |of: &[Scenario]| of.contains(&scenario);
+        let any = is(&[Scenario::Migrate, Scenario::Cancel, Scenario::Chain]);
+        let stray = [
+            ("--uri", self.uri.is_some(), any),
+            ("--pairs", self.pairs.is_some(), is(&[Scenario::Migrate])),
+            ("--originals", self.originals, is(&[Scenario::Migrate])),
+            ("--hops", self.hops.is_some(), is(&[Scenario::Chain])),
+            ("--at", !self.at.is_empty(), is(&[Scenario::Cancel])),
+            ("--kills", !self.kills.is_empty(), is(&[Scenario::Cancel])),
+            ("--heartbeat", self.heartbeat.is_some(), any),
+            ("--verify-guest", self.verify_guest, any),
+            ("--settle-ms", self.settle_ms.is_some(), any),
+            ("--patience-ms", self.patience_ms.is_some(), any),
+        ];
+        stray.into_iter().find(|(_, given, fits)| *given && !fits).map(|(name, ..)| name)
+    }
+
+    /// When to cancel.
+    pub(crate) fn moments(&self) -> Result<Vec<Moment>, String> {
+        match self.at.as_slice() {
+            [] => Ok(Moment::SOME.to_vec()),
+            [all] if all == "all" => Ok(Moment::all()),
+            moments => moments.iter().map(|text| text.parse()).collect(),
+        }
+    }
+
+    /// What to do to which side; nothing if migrations are to be cancelled.
+    pub(crate) fn kills(&self) -> Result<Vec<Kill>, String> {
+        match self.kills.as_slice() {
+            [all] if all == "all" => Ok(Kill::all()),
+            [some] if some == "some" => Ok(Kill::some()),
+            kills => kills.iter().map(|text| text.parse()).collect(),
+        }
+    }
 }
 
 /// Options of `verify cpu` alone.
@@ -139,6 +223,13 @@ pub(crate) enum Scenario {
     /// Run random blocks of instructions and page-table walks on KVM and on the emulator, and compare every register and byte.
     /// Of the common options it takes --arch, --seed, --json, --report and --format.
     Cpu,
+    /// Move a guest that dirties memory from one process to another, and prove that it is whole, that its clock went on, and how
+    /// long it stood still.
+    Migrate,
+    /// Call migrations off, or kill one side, at every moment: exactly one side has the guest, whole and at full speed.
+    Cancel,
+    /// Move a guest from process to process, there and back, its dirty history with it.
+    Chain,
 }
 
 /// Options of `replicate`.

@@ -1,15 +1,18 @@
 //! The command line: parses it, runs what it asks for, and turns every ending into one line and an exit status.
 //!
-//! - [`args`]: what clap sees; [`spec`]: from options to a run; [`mod@ending`]: exit statuses; [`quantity`]: numbers.
+//! - [`args`], [`tuning`]: what clap sees; [`spec`], [`migrations`]: from options to a run; [`mod@ending`]: exit statuses; [`quantity`]:
+//!   numbers.
 //!
 //! Exit status: 0 verified, 1 a check failed, 2 usage or bad input, 4 skipped.
 
 mod args;
 mod cpu;
 mod ending;
+mod migrations;
 mod quantity;
 mod replicate;
 mod spec;
+mod tuning;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -107,7 +110,13 @@ fn verify(args: &VerifyArgs) -> Result<Verdict, Ending> {
     if args.scenario != Scenario::Cpu && !args.cpu.is_empty() {
         return Err(Ending::usage("--count, --block and --group are options of verify cpu".to_owned()));
     }
+    if let Some(stray) = args.migration.stray(args.scenario) {
+        return Err(Ending::usage(format!("{stray} is no option of this scenario; see `hostvmm verify --help`")));
+    }
     match args.scenario {
+        Scenario::Migrate => publish(migrations::migrate(args, &interrupt), "migrate", common),
+        Scenario::Cancel => publish(migrations::cancel(args, &interrupt), "cancel", common),
+        Scenario::Chain => publish(migrations::chain(args, &interrupt), "chain", common),
         Scenario::Cpu => publish(cpu::run(args, &interrupt), "cpu", common),
         Scenario::Passes => {
             let outcome = common.spec("passes").and_then(|spec| {

@@ -2,18 +2,24 @@
 //!
 //! - [`Spec`]: one run as the command line asks for it;
 //! - [`run_passes`], [`run_served`], [`run_matrix`], [`run_faults`], [`run_hugepages`]: the scenarios, each yielding a [`crate::report::Ledger`];
+//! - [`run_migrations`], [`run_cancel`], [`run_kills`], [`run_chain`]: the same of a [`MigrateSpec`], in processes of their own ([`pair`]);
 //! - [`cpu`]: KVM and the emulator compared, instruction by instruction;
 //! - [`model`], [`oracle`]: what memory and the dirty log must be, from the plan alone;
 //!
 //! Scenarios see the traits of [`crate::backend`] and [`crate::dirty`], never a concrete backend.
 
+mod cancel;
+mod chain;
 pub mod cpu;
 mod faults;
 mod hugepages;
 mod interrupt;
+mod kills;
 mod matrix;
+mod migrate;
 pub mod model;
 pub mod oracle;
+mod pair;
 mod passes;
 mod running;
 mod served;
@@ -27,10 +33,15 @@ use workload::Workload;
 use crate::dirty::DirtyLogKind;
 use crate::machine::MachineConfig;
 
+pub use cancel::{Moment, run_cancel};
+pub use chain::run_chain;
 pub use faults::{fault_count, run_faults};
 pub use hugepages::run_hugepages;
 pub use interrupt::Interrupt;
+pub use kills::{Kill, run_kills};
 pub use matrix::{Axes, run_matrix};
+pub use migrate::run_migrations;
+pub use pair::{MigrateSpec, PairError, Way};
 pub use passes::{RunError, run_passes};
 pub use served::run_served;
 

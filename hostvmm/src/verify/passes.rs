@@ -5,6 +5,7 @@ use workload::{Geometry, Plan, PlanError};
 
 use super::interrupt::Interrupt;
 use super::model::Model;
+use super::pair::PairError;
 use super::running::RunningGuest;
 use super::{Mode, Spec};
 use crate::backend::{BackendError, PlantedFault, Unavailable, Vm, VmHandle};
@@ -54,6 +55,9 @@ pub enum RunError {
     /// Memory could not be read.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A VM of a scenario with several could not be what was asked for.
+    #[error(transparent)]
+    Pair(#[from] PairError),
 }
 
 impl RunError {
@@ -65,7 +69,7 @@ impl RunError {
                 | Self::PagemapScan(_)
                 | Self::NoSuchLog(_)
                 | Self::Build(BuildError::Unavailable(_) | BuildError::Memory(MemoryError::Lacks(_)))
-        )
+        ) || matches!(self, Self::Pair(error) if error.exit_code() == Some(4))
     }
 
     /// Whether the user asked for something that cannot be.
@@ -73,7 +77,7 @@ impl RunError {
         matches!(
             self,
             Self::Config(_) | Self::Load(_) | Self::Build(_) | Self::Plan(_) | Self::Target(_) | Self::BitmapFile(_)
-        )
+        ) || matches!(self, Self::Pair(error) if error.exit_code() == Some(2))
     }
 }
 
@@ -271,7 +275,7 @@ pub(super) fn blank_ledger(spec: &Spec) -> Ledger {
         groups: Vec::new(),
         mismatches: Vec::new(),
         cells: Vec::new(),
-        reproduce: reproduce(spec, &kinds.join(",")),
+        reproduce: reproduce(spec),
     }
 }
 
@@ -283,13 +287,36 @@ const fn clock_name(clock: Clock) -> &'static str {
 }
 
 /// A command line that repeats the run.
-fn reproduce(spec: &Spec, logs: &str) -> String {
-    let machine = &spec.machine;
+fn reproduce(spec: &Spec) -> String {
     let scenario = if spec.scenario == "run" { "run".to_owned() } else { format!("verify {}", spec.scenario) };
     let mut line = format!(
-        "hostvmm {scenario} --accel {} --dirty-log {logs} --granule {} --va-bits {} --vcpus {} --ram {} --region-size {} \
-         --workload {} --seed {} --passes {} --steps-per-pass {} --mode {} --clock {}",
+        "hostvmm {scenario} {} --passes {} --steps-per-pass {} --mode {}",
+        machine_options(spec),
+        spec.passes,
+        spec.steps_per_pass,
+        spec.mode.name(),
+    );
+    if spec.scenario == "hugepages" && spec.machine.backing == Backing::default() {
+        line.push_str(&format!(" --backing {}", spec.machine.backing));
+    }
+    if spec.scenario == "hugepages" && spec.machine.eager_split.is_none() {
+        line.push_str(" --eager-split off");
+    }
+    if spec.mode == Mode::Live {
+        line.push_str(&format!(" --interval-ms {}", spec.interval.as_millis()));
+    }
+    line
+}
+
+/// The options that make the same machine with the same guest and workload; no value has a space in it.
+pub(super) fn machine_options(spec: &Spec) -> String {
+    let machine = &spec.machine;
+    let kinds: Vec<String> = spec.logs.iter().map(ToString::to_string).collect();
+    let mut line = format!(
+        "--accel {} --dirty-log {} --granule {} --va-bits {} --vcpus {} --ram {} --region-size {} --workload {} --seed {} \
+         --clock {}",
         machine.accelerator,
+        kinds.join(","),
         machine.tables.granule(),
         machine.tables.va_bits(),
         machine.vcpus,
@@ -297,9 +324,6 @@ fn reproduce(spec: &Spec, logs: &str) -> String {
         machine.region_bytes,
         spec.workload,
         machine.seed,
-        spec.passes,
-        spec.steps_per_pass,
-        spec.mode.name(),
         clock_name(machine.clock),
     );
     if machine.tables.arch() == Arch::Armv7 {
@@ -308,19 +332,14 @@ fn reproduce(spec: &Spec, logs: &str) -> String {
     if let Some(base) = machine.region_base {
         line.push_str(&format!(" --region-base {base}"));
     }
-    if machine.backing != Backing::default() || spec.scenario == "hugepages" {
+    if machine.backing != Backing::default() {
         line.push_str(&format!(" --backing {}", machine.backing));
     }
-    match machine.eager_split {
-        Some(bytes) => line.push_str(&format!(" --eager-split {}", Size(bytes))),
-        None if spec.scenario == "hugepages" => line.push_str(" --eager-split off"),
-        None => {}
+    if let Some(bytes) = machine.eager_split {
+        line.push_str(&format!(" --eager-split {}", Size(bytes)));
     }
     if let Some(bytes) = machine.log_page_bytes.filter(|&bytes| bytes != host_page_bytes()) {
         line.push_str(&format!(" --host-page {}k", bytes >> 10));
-    }
-    if spec.mode == Mode::Live {
-        line.push_str(&format!(" --interval-ms {}", spec.interval.as_millis()));
     }
     if machine.region_blocks {
         line.push_str(" --region-map blocks");

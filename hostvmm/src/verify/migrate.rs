@@ -1,0 +1,256 @@
+//! The scenario `migrate`: a guest that dirties memory moves between two processes while it runs, and is whole.
+//!
+//! ```text
+//!  A runs the guest ──migrate──▶ B runs it ──migrate, arrives stopped──▶ C: `sum -r` of B and C, then runs it
+//!     └ measured                    └ clock, gaps, steps                    └ guest = host = model at the end
+//! ```
+//!
+//! The second migration is the original test's: both memories stand still, so that their checksums can be compared. The first
+//! is the one that is measured.
+
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::Interrupt;
+use super::pair::clock_lines::{ClockLine, jumps};
+use super::pair::crossing::{Crossing, Outcome};
+use super::pair::{Ended, Findings, MigrateSpec, PairError, Place, Side, Watch, Way};
+use super::passes::RunError;
+use crate::report::ledger::{GuestClockEntry, MigrationEntry};
+use crate::report::{Ledger, Progress, Verdict};
+
+/// The guest must have dirtied memory in so many steps before it is moved, and must go on for as many after it.
+const STEPS: u64 = 2;
+/// How long a source whose guest has moved away is watched.
+const STILL: Duration = Duration::from_millis(50);
+
+/// Migrates the guests of `specs`, all at once if they are to run `side_by_side`; one ledger, with a cell each if they are several.
+///
+/// # Errors
+/// [`RunError`] where a run cannot be made; what checks find is in the ledger.
+pub fn run_migrations(
+    specs: &[MigrateSpec],
+    side_by_side: bool,
+    interrupt: &Interrupt,
+    progress: &Progress,
+) -> Result<Ledger, RunError> {
+    let run = |spec: &MigrateSpec| {
+        let result = run_one(spec, interrupt);
+        progress.advance(spec.base.workload.to_string());
+        result
+    };
+    let results: Vec<Result<Ledger, RunError>> = if side_by_side {
+        thread::scope(|scope| {
+            let threads: Vec<_> = specs.iter().map(|spec| scope.spawn(|| run(spec))).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
+        })
+    } else {
+        specs.iter().map(run).collect()
+    };
+    let mut ledgers = results.into_iter().collect::<Result<Vec<_>, _>>()?;
+    if ledgers.len() == 1 {
+        return Ok(ledgers.remove(0));
+    }
+    let mut whole = specs[0].blank_ledger();
+    whole.verdict = Verdict::Skip;
+    for ledger in &ledgers {
+        whole.verdict = whole.verdict.and(ledger.verdict);
+        whole.mismatches.extend(ledger.mismatches.iter().take(1).cloned());
+    }
+    whole.cells = ledgers;
+    Ok(whole)
+}
+
+fn run_one(spec: &MigrateSpec, interrupt: &Interrupt) -> Result<Ledger, RunError> {
+    let mut ledger = spec.blank_ledger();
+    let watch = Watch::new(spec.timeout, interrupt);
+    let result = drive(spec, watch, &mut ledger);
+    conclude(&mut ledger, result)?;
+    Ok(ledger)
+}
+
+/// The verdict of a scenario that was driven to `result`.
+///
+/// # Errors
+/// [`RunError::Pair`] where a VM could not be what was asked for: nothing has been proven.
+pub(super) fn conclude(ledger: &mut Ledger, result: Result<(), PairError>) -> Result<(), RunError> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(error) if matches!(error.exit_code(), Some(2 | 4)) => Err(error.into()),
+        Err(error) => {
+            ledger.verdict = Verdict::Fail;
+            ledger.reason = Some(error.to_string());
+            Ok(())
+        }
+    }
+}
+
+fn drive(spec: &MigrateSpec, watch: Watch<'_>, ledger: &mut Ledger) -> Result<(), PairError> {
+    let place = Place::new().map_err(PairError::Place)?;
+    let crossing = Crossing { spec, place: &place, watch };
+    let mut source = crossing.first("A", &[])?;
+    let ends = place.ends(&spec.way, 1).map_err(PairError::Place)?;
+    let waiting = if spec.way.is_file() { None } else { Some(crossing.incoming("B", &ends.destination, &[])?) };
+    source.wait_steps(&watch, STEPS)?;
+    watch.pass(spec.settle)?;
+
+    crossing.begin(&mut source, &ends.source)?;
+    let (outcome, mut destination) = match waiting {
+        Some(mut destination) => (crossing.wait(&mut source, Some(&mut destination))?, destination),
+        None => (crossing.wait(&mut source, None)?, crossing.incoming("B", &ends.destination, &[])?),
+    };
+    let mut entry = MigrationEntry::from_query(&outcome.info);
+    entry.uri = Some(ends.source);
+    let completed = judge_outcome(&mut Findings::of_run(ledger), &outcome, &entry);
+    ledger.migration = Some(entry.clone());
+    if !completed {
+        return Ok(());
+    }
+    crossing.wait_running(&mut destination)?;
+    if !crossing.stands_still(&mut source, STILL)? {
+        Findings::of_run(ledger).fail("one guest", "the source stands still", "it executes steps");
+    }
+    destination.wait_steps(&watch, STEPS)?;
+    watch.pass(spec.settle)?;
+    absorb(&mut entry, MigrationEntry::from_query(&destination.migration()?));
+
+    let last = compare(&crossing, &mut destination, ledger)?;
+    let ends = [("A", source.quit(&watch)?), ("B", destination.quit(&watch)?), ("C", last.quit(&watch)?)];
+    for (name, end) in &ends {
+        judge_end(&mut Findings::of_run(ledger), name, end);
+    }
+    let lines: Vec<ClockLine> = ends.iter().flat_map(|(_, end)| end.clock.iter().copied()).collect();
+    for (_, end) in ends.into_iter().take(2) {
+        if let Some(of_side) = end.ledger.ok().and_then(|ledger| ledger.migration) {
+            absorb(&mut entry, of_side);
+        }
+    }
+    let mut findings = Findings::of_run(ledger);
+    judge_clock(&mut findings, spec, &mut entry, &lines);
+    ledger.migration = Some(entry);
+    Ok(())
+}
+
+/// Whether a migration completed, with every check that was made of it.
+fn judge_outcome(findings: &mut Findings<'_>, outcome: &Outcome, entry: &MigrationEntry) -> bool {
+    findings.check("one guest", !outcome.both_ran, "one side that runs the guest", || "both".to_owned());
+    let error = entry.error.clone().unwrap_or_default();
+    let completed =
+        findings.check("status", outcome.status() == "completed", "completed", || format!("{} {error}", entry.status));
+    if completed {
+        let equal = !entry.digests.is_empty() && entry.digests.iter().all(|slot| slot.equal);
+        findings.check("digest", equal, "equal digests of all memory", || format!("{:?}", entry.digests));
+    }
+    completed
+}
+
+/// Moves the guest once more, to where it arrives stopped, and compares both memories as the original test did; returns the
+/// VM that runs it now.
+fn compare(crossing: &Crossing<'_>, source: &mut Side, ledger: &mut Ledger) -> Result<Side, PairError> {
+    let ends = crossing.place.ends(&Way::Unix, 2).map_err(PairError::Place)?;
+    let mut last = crossing.incoming("C", &ends.destination, &["--paused".to_owned()])?;
+    crossing.begin(source, &ends.source)?;
+    let outcome = crossing.wait(source, Some(&mut last))?;
+    crossing.wait_arrived(&mut last)?;
+    let entry = MigrationEntry::from_query(&outcome.info);
+    if judge_outcome(&mut Findings::of_run(ledger), &outcome, &entry) {
+        let [here, there] = [checksum(source)?, checksum(&mut last)?];
+        (ledger.region.sum_r_source, ledger.region.sum_r_dest) = (here, there);
+        let mut findings = Findings::of_run(ledger);
+        findings.check("sum -r", here.is_some() && here == there, "equal checksums of the region", || {
+            format!("{here:?} and {there:?}")
+        });
+    }
+    last.execute("cont", json!({}))?;
+    last.wait_steps(&crossing.watch, STEPS)?;
+    Ok(last)
+}
+
+/// `sum -r` of the region of a VM whose guest stands still.
+fn checksum(side: &mut Side) -> Result<Option<u16>, PairError> {
+    let sums = side.execute("x-tidemark-checksum", json!({}))?;
+    Ok(sums["region"]["sum-r"].as_u64().and_then(|sum| u16::try_from(sum).ok()))
+}
+
+/// A VM has ended as it should, and verified the guest if it had it.
+pub(super) fn judge_end(findings: &mut Findings<'_>, name: &str, end: &Ended) -> bool {
+    match &end.ledger {
+        Ok(ledger) => {
+            let why = || {
+                let first = ledger.mismatches.first().map(|mismatch| format!("{mismatch:?}"));
+                format!("{:?}: {}", ledger.verdict, ledger.reason.clone().or(first).unwrap_or_default())
+            };
+            let expected = format!("VM {name} verified");
+            findings.check("verified", ledger.verdict == Verdict::Pass && end.status.success(), &expected, why)
+        }
+        Err(error) => {
+            findings.fail("verified", format!("a ledger of VM {name}"), format!("{error}: {}", end.lines.join(" | ")));
+            false
+        }
+    }
+}
+
+/// The guest's clock went on, and its own downtime is the host's.
+fn judge_clock(findings: &mut Findings<'_>, spec: &MigrateSpec, entry: &mut MigrationEntry, lines: &[ClockLine]) {
+    let stops = spec.parameters.get("x-counter").and_then(Value::as_str) == Some("stops");
+    let lost = if stops { Duration::from_nanos(entry.downtime_host_ns) } else { Duration::ZERO };
+    let count = lines.len() as u64;
+    let jumps = jumps(lines, lost);
+    findings.check("clock", jumps == 0, "lines that follow each other by a second", || format!("{jumps} jumps"));
+    if spec.heartbeat == "off" {
+        return;
+    }
+    let clock = entry.clock.get_or_insert_with(GuestClockEntry::default);
+    (clock.lines, clock.jumps) = (count, jumps);
+    let (host, guest, clock) = (entry.downtime_host_ns, entry.downtime_guest_ns, clock.clone());
+    findings.check("downtime", clock.reconciled, "host and guest agree on the downtime", || {
+        format!("{host} ns and {guest} ns, tolerance {} ns", clock.tolerance_ns)
+    });
+}
+
+/// What `other` knows and `entry` does not.
+pub(super) fn absorb(entry: &mut MigrationEntry, other: MigrationEntry) {
+    fn fill<T>(into: &mut Option<T>, from: Option<T>) {
+        if into.is_none() {
+            *into = from;
+        }
+    }
+    fn fill_list<T>(into: &mut Vec<T>, from: Vec<T>) {
+        if into.is_empty() {
+            *into = from;
+        }
+    }
+    if entry.downtime_guest_ns == 0 {
+        (entry.downtime_guest_ns, entry.counter_error_ppm) = (other.downtime_guest_ns, other.counter_error_ppm);
+    }
+    if entry.downtime_host_ns == 0 {
+        entry.downtime_host_ns = other.downtime_host_ns;
+    }
+    fill(&mut entry.downtime, other.downtime);
+    fill(&mut entry.clock, other.clock);
+    fill(&mut entry.estimate, other.estimate);
+    fill(&mut entry.gaps, other.gaps);
+    fill(&mut entry.throttle, other.throttle);
+    fill(&mut entry.bytes, other.bytes);
+    fill_list(&mut entry.digests, other.digests);
+    fill_list(&mut entry.rounds, other.rounds);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_side_completes_what_the_other_knows() {
+        let mut entry = MigrationEntry { status: "completed".to_owned(), total_ns: 5, ..MigrationEntry::default() };
+        let clock = Some(GuestClockEntry { reconciled: true, ..GuestClockEntry::default() });
+        absorb(&mut entry, MigrationEntry { total_ns: 7, downtime_guest_ns: 3, clock, ..MigrationEntry::default() });
+        assert_eq!((entry.total_ns, entry.downtime_guest_ns), (5, 3));
+        assert!(entry.clock.unwrap().reconciled);
+    }
+}
