@@ -265,6 +265,17 @@ impl GuestMemory {
         })
     }
 
+    /// Writes `bytes` to `slot` at `offset`, at memcpy speed.
+    ///
+    /// The caller tells the dirty log ([`crate::backend::Vm::mark_dirty`]) if one is running.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfSlot`] where the access reaches past the slot.
+    pub fn copy_to_slot(&self, slot: SlotId, offset: u64, bytes: &[u8]) -> Result<(), MemoryError> {
+        self.volatile_slice(slot, offset, bytes.len() as u64)?.copy_from(bytes);
+        Ok(())
+    }
+
     /// `[offset, offset + len_bytes)` of `slot` for the copier, which reads a run of pages in one go.
     ///
     /// A [`VolatileSlice`] is bounds and no reference: what it copies may be torn, never undefined.

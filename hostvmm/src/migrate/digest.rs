@@ -12,16 +12,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use abi::Gpa;
 use workload::PAGE_BYTES;
-use workload::digest::{leaf, node};
+use workload::digest::node;
 
+use super::pages::LeafTable;
+pub(super) use super::pages::{LEAF_PAGE as PAGE, ZERO_LEAF as ZERO, leaf_of};
 use crate::memory::{GuestMemory, MemoryError, SlotId};
 use crate::pass::Threads;
-
-/// Bytes of a page that has a leaf of its own.
-pub(super) const PAGE: usize = PAGE_BYTES as usize;
-
-/// The leaf of a page of zeroes. A page whose hash it happens to be is taken for one, by both sides alike.
-pub(super) const ZERO: u64 = 0;
 
 /// Takes the place of the pass in digests of all memory.
 pub(super) const END_TO_END: u64 = u64::MAX;
@@ -31,16 +27,6 @@ const PIECE: usize = 64 << 10;
 
 /// Bytes below which one thread digests faster than two can be started.
 const WORTH_A_THREAD_BYTES: u64 = 4 << 20;
-
-/// The leaf of `page`.
-pub(super) fn leaf_of(page: &[u8]) -> u64 {
-    if is_zero(page) { ZERO } else { leaf(page) }
-}
-
-/// Whether all bytes are zero; ends at the first 64 that are not.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    bytes.chunks(64).all(|chunk| chunk.iter().fold(0, |any, byte| any | byte) == 0)
-}
 
 /// A digest for each slot.
 pub(super) type SlotDigests = [u64; SlotId::COUNT];
@@ -175,6 +161,16 @@ fn slot_digest(memory: &GuestMemory, slot: SlotId, salt: u64) -> Result<u64, Mem
 
 fn gpa(base: Gpa, page: u64) -> Gpa {
     base.checked_add(page * PAGE_BYTES).expect("a slot does not wrap")
+}
+
+impl LeafTable for Leaves {
+    fn set(&self, slot: SlotId, first: u64, leaves: &[u64], pass: u32) -> u64 {
+        Self::set(self, slot, first, leaves, pass.into())
+    }
+
+    fn is_zero(&self, slot: SlotId, page: u64) -> bool {
+        Self::is_zero(self, slot, page)
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! - [`SourceVm`], [`DestinationVm`]: what it needs of a machine;
 //! - [`wire`]: the bytes between source and destination, without any input or output;
 //! - [`transport`]: addresses, listeners, channels, TLS, pace;
+//! - [`pages`]: zero, whole and delta pages, compressed or not, and how they are proven;
 //! - [`Boundary`], [`FaultPlan`]: faults planted at the steps of both sides.
 
 mod clock;
@@ -15,6 +16,7 @@ mod estimate;
 mod faults;
 mod info;
 mod monitor;
+pub mod pages;
 mod parameters;
 mod phase;
 pub mod transport;

@@ -122,10 +122,11 @@ impl PageBatch {
         self.runs.iter().map(|run| u64::from(run.count)).sum()
     }
 
-    /// Checks that every page is one of the machine's, and comes once, and that the payload is as long as it must be.
+    /// Checks that every page is one of the machine's, and comes once, that the payload is as long as it must be, and that
+    /// the pages that are not zero take no more than [`MAX_PAYLOAD_BYTES`].
     ///
     /// # Errors
-    /// [`WireError::Pages`], [`WireError::Runs`], [`WireError::Payload`], [`WireError::Value`].
+    /// [`WireError::Pages`], [`WireError::Runs`], [`WireError::Unpacked`], [`WireError::Payload`], [`WireError::Value`].
     pub fn check(&self, geometry: &Geometry, payload_bytes: u32) -> Result<(), WireError> {
         let mut next = 0;
         for run in &self.runs {
@@ -140,13 +141,21 @@ impl PageBatch {
                 return Err(WireError::Value { what: WHAT, field: "delta bytes", value: len_bytes.into() });
             }
         }
+        let unpacked_bytes = self
+            .runs
+            .iter()
+            .filter(|run| run.encoding != Encoding::Zero)
+            .fold(0, |sum: u64, run| sum.saturating_add(u64::from(run.count) * u64::from(geometry.page_bytes)));
+        if unpacked_bytes > MAX_PAYLOAD_BYTES.into() {
+            return Err(WireError::Unpacked { unpacked_bytes });
+        }
         let (expected_bytes, found_bytes) = (self.body_bytes(geometry.page_bytes), u64::from(payload_bytes));
         let fits = match self.body {
             Body::Plain => expected_bytes == found_bytes,
             // The frame may be longer than what it holds, by little: that is the sender's loss.
             Body::Zstd => expected_bytes != 0 && found_bytes != 0,
         };
-        if !fits || expected_bytes > MAX_PAYLOAD_BYTES.into() {
+        if !fits {
             return Err(WireError::Payload { expected_bytes, found_bytes });
         }
         Ok(())

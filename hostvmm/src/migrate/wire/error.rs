@@ -138,14 +138,18 @@ pub enum WireError {
         first: u64,
     },
     /// A batch whose payload is not as long as its runs say.
-    #[error(
-        "a batch of pages needs {expected_bytes} bytes and has {found_bytes}, at most {MAX_PAYLOAD_BYTES} being allowed"
-    )]
+    #[error("a batch of pages needs {expected_bytes} bytes and has {found_bytes}")]
     Payload {
         /// What the runs add up to.
         expected_bytes: u64,
         /// What there is.
         found_bytes: u64,
+    },
+    /// A batch that is small and stands for much.
+    #[error("a batch of pages that are {unpacked_bytes} bytes is refused: at most {MAX_PAYLOAD_BYTES}")]
+    Unpacked {
+        /// Bytes of its pages that are not zero.
+        unpacked_bytes: u64,
     },
     /// Something that the two sides have not agreed on.
     #[error("a frame {tag} needs {feature}, which was not agreed on")]

@@ -223,6 +223,9 @@ impl Incoming {
         if has_delta && !self.features.has(Features::DELTA) {
             return feature("deltas");
         }
+        if has_delta && self.state == State::Postcopy {
+            return feature("an old page, which is not there in post-copy");
+        }
         if batch.pass != self.pass {
             return Err(WireError::Pass { tag: Tag::Pages, expected: self.pass, found: batch.pass });
         }
