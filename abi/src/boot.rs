@@ -17,7 +17,7 @@ pub const DOORBELL_COMPATIBLE: &str = "tidemark,doorbell-1";
 /// First eight bytes of the block.
 pub const BOOT_MAGIC: u64 = u64::from_le_bytes(*b"TDMKBOOT");
 /// Version of the block's layout.
-pub const BOOT_VERSION: u32 = 2;
+pub const BOOT_VERSION: u32 = 3;
 /// Most parameters a workload has on the wire.
 pub const WORKLOAD_PARAMS: usize = 8;
 
@@ -27,7 +27,19 @@ pub const FLAG_HVC: u32 = 1 << 0;
 pub const FLAG_REGION_BLOCKS: u32 = 1 << 1;
 /// Test hook: vCPU 0 takes an unexpected exception after it has booted.
 pub const FLAG_PLANT_EXCEPTION: u32 = 1 << 2;
-const KNOWN_FLAGS: u32 = FLAG_HVC | FLAG_REGION_BLOCKS | FLAG_PLANT_EXCEPTION;
+/// A sleeping vCPU polls the counter, and every look is a beat. Only with a heartbeat period.
+pub const FLAG_SPIN: u32 = 1 << 3;
+/// vCPU 0 prints a clock line every second between its steps and while it sleeps.
+pub const FLAG_CLOCK_LINE: u32 = 1 << 4;
+/// There is no host to ask: every vCPU runs the plan's steps from step 0 on without end.
+pub const FLAG_STANDALONE: u32 = 1 << 5;
+const KNOWN_FLAGS: u32 =
+    FLAG_HVC | FLAG_REGION_BLOCKS | FLAG_PLANT_EXCEPTION | FLAG_SPIN | FLAG_CLOCK_LINE | FLAG_STANDALONE;
+
+/// Shortest heartbeat period, in microseconds: with a shorter one a guest does little else than beat.
+pub const HEARTBEAT_MIN_US: u32 = 20;
+/// Longest heartbeat period, in microseconds: with a longer one no gap would tell of anything.
+pub const HEARTBEAT_MAX_US: u32 = 1_000_000;
 
 /// The block as bytes: little-endian, no padding, 160 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -48,7 +60,9 @@ pub struct BootBlock {
     pattern: U32,
     tables: U32,
     params: [U64; WORKLOAD_PARAMS],
-    reserved1: [U64; 2],
+    heartbeat_us: U32,
+    reserved0: U32,
+    reserved1: U64,
 }
 
 const _: () = assert!(size_of::<BootBlock>() == 160);
@@ -73,6 +87,8 @@ pub struct BootInfo {
     pub pattern: u32,
     /// The workload's parameters, in the pattern's order; unused ones are zero.
     pub params: [u64; WORKLOAD_PARAMS],
+    /// Period of the heartbeat on every vCPU in microseconds, [`HEARTBEAT_MIN_US`] to [`HEARTBEAT_MAX_US`]; zero for none.
+    pub heartbeat_us: u32,
 }
 
 /// Why a boot block was refused.
@@ -100,10 +116,12 @@ pub enum BootBlockError {
     },
     /// Zero or too many vCPUs.
     Vcpus(u32),
-    /// Unknown flag bits.
+    /// Unknown flag bits, or [`FLAG_SPIN`] without a heartbeat.
     Flags(u32),
     /// A range that wraps, or reaches past the virtual addresses: the guest maps memory at its physical address.
     Range(Gpa),
+    /// A heartbeat that is too fast or too slow.
+    Heartbeat(u32),
     /// A reserved field is not zero.
     Reserved,
 }
@@ -127,7 +145,9 @@ impl BootInfo {
             pattern: self.pattern.into(),
             tables: self.tables.number().into(),
             params: self.params.map(U64::from),
-            reserved1: [0.into(); 2],
+            heartbeat_us: self.heartbeat_us.into(),
+            reserved0: 0.into(),
+            reserved1: 0.into(),
         }
     }
 
@@ -158,10 +178,14 @@ impl BootInfo {
             return Err(BootBlockError::Vcpus(vcpus));
         }
         let flags = block.flags.get();
-        if flags & !KNOWN_FLAGS != 0 {
+        let heartbeat_us = block.heartbeat_us.get();
+        if flags & !KNOWN_FLAGS != 0 || (flags & FLAG_SPIN != 0 && heartbeat_us == 0) {
             return Err(BootBlockError::Flags(flags));
         }
-        if block.reserved1 != [U64::ZERO; 2] {
+        if heartbeat_us != 0 && !(HEARTBEAT_MIN_US..=HEARTBEAT_MAX_US).contains(&heartbeat_us) {
+            return Err(BootBlockError::Heartbeat(heartbeat_us));
+        }
+        if block.reserved0 != U32::ZERO || block.reserved1 != U64::ZERO {
             return Err(BootBlockError::Reserved);
         }
         let range = |gpa: U64, size: U64| {
@@ -179,6 +203,7 @@ impl BootInfo {
             seed: block.seed.get(),
             pattern: block.pattern.get(),
             params: block.params.map(U64::get),
+            heartbeat_us,
         })
     }
 }
@@ -198,6 +223,7 @@ mod tests {
             seed: 0x0123_4567_89ab_cdef,
             pattern: 3,
             params: [1, 2, 3, 4, 5, 6, 7, 8],
+            heartbeat_us: 1000,
         }
     }
 
@@ -206,10 +232,11 @@ mod tests {
         let block = sample().encode();
         let bytes = block.as_bytes();
         assert_eq!(&bytes[..8], b"TDMKBOOT");
-        assert_eq!(&bytes[8..32], [2, 0, 0, 0, 160, 0, 0, 0, 14, 0, 0, 0, 47, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(&bytes[8..32], [3, 0, 0, 0, 160, 0, 0, 0, 14, 0, 0, 0, 47, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0]);
         assert_eq!(&bytes[32..40], [0, 0, 0, 0x20, 0, 0, 0, 0]);
         assert_eq!(&bytes[64..72], [0xef, 0xcd, 0xab, 0x89, 0x67, 0x45, 0x23, 0x01]);
         assert_eq!(&bytes[72..80], [3, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(&bytes[144..], [0xe8, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(BootInfo::decode(bytes), Ok(sample()));
     }
 
@@ -227,6 +254,17 @@ mod tests {
             assert_eq!(&bytes[76..80], [number, 0, 0, 0]);
             assert_eq!(BootInfo::decode(bytes), Ok(info));
         }
+    }
+
+    #[test]
+    fn spinning_takes_a_heartbeat() {
+        let with = |heartbeat_us| {
+            let info = BootInfo { flags: FLAG_SPIN | FLAG_CLOCK_LINE, heartbeat_us, ..sample() };
+            BootInfo::decode(info.encode().as_bytes())
+        };
+        assert_eq!(with(100).map(|info| info.heartbeat_us), Ok(100));
+        assert_eq!(with(19), Err(BootBlockError::Heartbeat(19)));
+        assert_eq!(with(0), Err(BootBlockError::Flags(FLAG_SPIN | FLAG_CLOCK_LINE)));
     }
 
     #[test]
@@ -258,6 +296,8 @@ mod tests {
         assert!(matches!(decode_with(76, 3), Err(BootBlockError::Translation { tables: 3, .. })));
         assert_eq!(decode_with(24, 9), Err(BootBlockError::Vcpus(9)));
         assert!(matches!(decode_with(31, 0x80), Err(BootBlockError::Flags(_))));
+        assert_eq!(decode_with(147, 1), Err(BootBlockError::Heartbeat(0x0100_03e8)));
+        assert_eq!(decode_with(148, 1), Err(BootBlockError::Reserved));
         assert_eq!(decode_with(159, 1), Err(BootBlockError::Reserved));
         assert_eq!(BootInfo::decode(&[0; 10]), Err(BootBlockError::Short { got_bytes: 10 }));
     }

@@ -301,8 +301,11 @@ pub struct ProgressSlot {
     pub completed: u64,
     /// Not zero: end the current [`Command::RunSteps`] at the next step boundary (a sleep ends early, too).
     pub stop: u64,
+    /// GPA of the vCPU's [`crate::heartbeat::HeartbeatBlock`]; zero where the boot block asked for no heartbeat. Written before
+    /// the vCPU's first call.
+    pub heartbeat: u64,
     /// Zero.
-    pub reserved: [u64; 5],
+    pub reserved: [u64; 4],
 }
 
 const _: () = assert!(size_of::<ProgressSlot>() == 64);
@@ -312,6 +315,8 @@ pub const PROGRESS_STARTED: u64 = 0;
 pub const PROGRESS_COMPLETED: u64 = 8;
 /// Offset of [`ProgressSlot::stop`].
 pub const PROGRESS_STOP: u64 = 16;
+/// Offset of [`ProgressSlot::heartbeat`].
+pub const PROGRESS_HEARTBEAT: u64 = 24;
 
 /// An unexpected exception as the guest reports it: little-endian, no padding, 576 bytes.
 ///

@@ -5,7 +5,8 @@
 //! - [`aliases`]: where an ARMv7 guest has room to map the region once more;
 //! - [`map`]: where RAM, the region and the devices lie in the guest's physical space;
 //! - [`boot`]: the boot block, handed over in the devicetree;
-//! - [`hypercall`]: the doorbell, the request block, the commands a vCPU is given and the outcomes it returns.
+//! - [`hypercall`]: the doorbell, the request block, the commands a vCPU is given and the outcomes it returns;
+//! - [`heartbeat`]: the beats of a vCPU and the gaps between them, which show how long it did not run.
 //!
 //! Neighbours: `workload` and `pagetable` build on the address types; the firmware is one end of the contract,
 //! `hostvmm::device` the other. The prose version is docs/hypercall-abi.md; a change of bytes is a new version there.
@@ -17,6 +18,7 @@ extern crate std;
 pub mod addr;
 pub mod aliases;
 pub mod boot;
+pub mod heartbeat;
 pub mod hypercall;
 pub mod map;
 pub mod tables;

@@ -6,18 +6,20 @@
 //!
 //! - [`arch`]: what the architecture asks for; [`image`], [`mmu`], [`exceptions`]: what rests on it directly;
 //! - [`devicetree`], [`console`], [`gic`], [`timer`], [`psci`], [`hypercall`]: the machine around the CPU;
-//! - [`command`], [`pattern`], [`selfcheck`]: the work.
+//! - [`heartbeat`], [`clock`]: what the guest itself notices of time; [`command`], [`pattern`], [`selfcheck`]: the work.
 //!
 //! [`Machine`] is what boot finds out once; all vCPUs share it and never change it.
 #![expect(unsafe_code, reason = "symbols that the entry code jumps to have to keep their names")]
 
 mod arch;
+mod clock;
 mod command;
 mod console;
 mod devicetree;
 mod exceptions;
 mod gic;
 mod heap;
+mod heartbeat;
 mod hypercall;
 mod image;
 mod mmu;
@@ -28,7 +30,7 @@ mod selfcheck;
 mod smp;
 mod timer;
 
-use abi::boot::{BootInfo, FLAG_HVC, FLAG_PLANT_EXCEPTION};
+use abi::boot::{BootInfo, FLAG_HVC, FLAG_PLANT_EXCEPTION, FLAG_STANDALONE};
 use abi::hypercall::{FEATURE_GRANULE, Outcome};
 use alloc::boxed::Box;
 use workload::{Geometry, Plan, Workload};
@@ -99,10 +101,13 @@ extern "C" fn secondary_entry(machine: *const Machine, vcpu: usize) -> ! {
 /// What primary and secondaries do alike once they translate: take interrupts, obey commands.
 fn start(machine: &'static Machine, vcpu: usize) -> ! {
     gic::init_vcpu();
-    timer::init();
+    timer::init(machine, vcpu);
     cpu::unmask_irq();
     if vcpu == 0 && machine.boot.flags & FLAG_PLANT_EXCEPTION != 0 {
         exceptions::plant();
+    }
+    if machine.boot.flags & FLAG_STANDALONE != 0 {
+        command::run_alone(machine, vcpu)
     }
     command::run(machine, vcpu)
 }

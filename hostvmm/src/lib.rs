@@ -6,6 +6,7 @@
 //! - [`backend`]: the traits [`backend::Vm`] and [`backend::Vcpu`], and what implements them;
 //! - [`dirty`]: dirty logs; [`pass`]: harvest, copy and digest; [`replicate`]: a region kept equal to a file or a peer;
 //! - [`migrate`]: a guest moves to another process while it runs;
+//! - [`heartbeat`]: what the guest leaves in its RAM about when it ran;
 //! - [`vcpus`]: executes vCPUs and is their remote control;
 //! - [`control`]: the QMP socket that controls a running VM, and its client;
 //! - [`verify`]: scenarios, the oracle, planted faults; [`probe`]: what this host offers;
@@ -16,6 +17,7 @@ pub mod cli;
 pub mod control;
 pub mod device;
 pub mod dirty;
+pub mod heartbeat;
 pub mod machine;
 pub mod memory;
 pub mod migrate;

@@ -15,6 +15,7 @@ use zerocopy::FromZeros;
 use zerocopy::little_endian::U64;
 
 use crate::guest::arch::cpu;
+use crate::guest::console;
 
 /// How requests reach the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +73,10 @@ pub(crate) fn report_exception(vcpu: usize, report: &ExceptionReport) -> ! {
 pub(crate) fn report_panic(vcpu: usize, text: &str) -> ! {
     let len = (text.len() as u64).min(PANIC_TEXT_MAX);
     let at = text.as_ptr() as u64;
-    let _parked_either_way = call(vcpu, Op::Panic, [at, len, 0, 0, 0, 0, 0, 0]);
+    if call(vcpu, Op::Panic, [at, len, 0, 0, 0, 0, 0, 0]).is_err() {
+        // There is no host, or one that does not understand: the console is what is left.
+        console::say(format_args!("vCPU {vcpu} panicked: {text}\n"));
+    }
     park()
 }
 

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::quantity;
 use super::tuning::TuningArgs;
 use crate::dirty::DirtyLogKind;
+use crate::machine::Heartbeat;
 use crate::memory::{Backing, host_page_bytes};
 use crate::verify::cpu::Group;
 use crate::verify::{Kill, Moment, Way};
@@ -91,6 +92,10 @@ pub(crate) struct RunArgs {
     /// Test the report of an unexpected guest exception: the guest reads an unmapped address after it has booted.
     #[arg(long)]
     pub(crate) plant_exception: bool,
+    /// Run nothing: write the devicetree of a guest that needs no hostvmm, for another VMM to load at the start of RAM. The
+    /// guest runs the workload's steps without end.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dump_dtb: Option<PathBuf>,
 }
 
 /// Options of `verify`.
@@ -297,6 +302,13 @@ pub(crate) struct CommonArgs {
     /// Number of vCPUs, 1 to 8 [default: 1].
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub(crate) vcpus: Option<u32>,
+    /// How every vCPU shows that it runs: by its timer's interrupt every US microseconds, or also by looking at the counter
+    /// all the time that it sleeps. What it leaves in its RAM tells how long it did not run.
+    #[arg(long, value_name = "off|timer[:US]|spin[:US]", default_value_t = Heartbeat::Off)]
+    pub(crate) heartbeat: Heartbeat,
+    /// The guest prints its counter every second: `clock N s, counter T`.
+    #[arg(long)]
+    pub(crate) clock_line: bool,
     /// Guest RAM, 16M or more.
     #[arg(long, allow_negative_numbers = true, value_name = "SIZE", default_value = "256M", value_parser = quantity::size)]
     pub(crate) ram: u64,

@@ -30,6 +30,7 @@ use self::args::{
     VerifyArgs,
 };
 use self::ending::{Ending, say, tell};
+use crate::machine::devicetree;
 use crate::migrate::transport::tls::keygen;
 use crate::report::{self, Ledger, Progress, Verdict};
 use crate::verify::{self, Axes, Interrupt, RunError, Spec};
@@ -91,6 +92,9 @@ fn interrupt_on_signals() -> Result<Arc<Interrupt>, Ending> {
 }
 
 fn run(args: &RunArgs) -> Result<Verdict, Ending> {
+    if let Some(path) = &args.dump_dtb {
+        return dump_devicetree(args, path);
+    }
     let interrupt = interrupt_on_signals()?;
     let outcome = args.common.spec("run").and_then(|mut spec| {
         spec.machine.plant_exception = args.plant_exception;
@@ -102,6 +106,17 @@ fn run(args: &RunArgs) -> Result<Verdict, Ending> {
         .map_err(ending)
     });
     publish(outcome, "run", &args.common)
+}
+
+/// Writes the devicetree of a guest on its own, and says what it is of.
+fn dump_devicetree(args: &RunArgs, path: &std::path::Path) -> Result<Verdict, Ending> {
+    let mut machine = args.common.spec("run")?.machine;
+    machine.standalone = true;
+    let layout = machine.layout().map_err(Ending::input)?;
+    let blob = devicetree::build(&machine.boot_info(&layout)).map_err(Ending::failed)?;
+    std::fs::write(path, blob).map_err(|error| Ending::usage(format!("--dump-dtb {}: {error}", path.display())))?;
+    say(&format!("devicetree: {}, RAM {}, region {}", path.display(), layout.ram(), layout.region()));
+    Ok(Verdict::Pass)
 }
 
 fn verify(args: &VerifyArgs) -> Result<Verdict, Ending> {

@@ -10,6 +10,7 @@ use abi::{Arch, Armv7Aliases, Gpa, Granule, GuestRange, ShortPages, Tables, VaBi
 
 use workload::Pattern;
 
+use super::heartbeat::Heartbeat;
 use crate::backend::{Accelerator, KvmLog};
 use crate::memory::{Backing, host_page_bytes};
 
@@ -66,6 +67,12 @@ pub struct MachineConfig {
     pub region_blocks: bool,
     /// Test hook: vCPU 0 takes an unexpected exception once it has booted.
     pub plant_exception: bool,
+    /// How every vCPU shows that it runs.
+    pub heartbeat: Heartbeat,
+    /// vCPU 0 prints a clock line every second between its steps and while it sleeps.
+    pub clock_line: bool,
+    /// For a machine of another VMM: the guest runs the plan's steps on its own, and there is no doorbell.
+    pub standalone: bool,
     /// Bytes that one bit of the dirty log stands for; `None` is the host's page, the only choice on KVM.
     pub log_page_bytes: Option<u64>,
     /// Which of its dirty logs KVM is to keep; the emulator has one of its own.
@@ -94,6 +101,9 @@ impl Default for MachineConfig {
             seed: 0,
             region_blocks: false,
             plant_exception: false,
+            heartbeat: Heartbeat::Off,
+            clock_line: false,
+            standalone: false,
             log_page_bytes: None,
             kvm_log: KvmLog::Bitmap,
             backing: Backing::Memfd,
@@ -324,12 +334,16 @@ impl MachineConfig {
             vcpus: self.vcpus as u32,
             flags: flag(self.transport == Transport::Hvc, boot::FLAG_HVC)
                 | flag(self.region_blocks, boot::FLAG_REGION_BLOCKS)
-                | flag(self.plant_exception, boot::FLAG_PLANT_EXCEPTION),
+                | flag(self.plant_exception, boot::FLAG_PLANT_EXCEPTION)
+                | flag(self.heartbeat.spins(), boot::FLAG_SPIN)
+                | flag(self.clock_line, boot::FLAG_CLOCK_LINE)
+                | flag(self.standalone, boot::FLAG_STANDALONE),
             region: layout.region,
             ram: layout.ram,
             seed: self.seed,
             pattern: self.pattern,
             params: self.params,
+            heartbeat_us: self.heartbeat.period_us(),
         }
     }
 

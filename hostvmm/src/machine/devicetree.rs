@@ -3,7 +3,7 @@
 //! Nodes and properties follow the Devicetree Specification 0.4 and the bindings of Linux (arm,gic-v3.yaml,
 //! arm,arch_timer.yaml, arm,pl011.yaml, psci.yaml). The doorbell and the boot block are ours (docs/hypercall-abi.md).
 
-use abi::boot::{BOOT_BLOCK_PROPERTY, BootInfo, DOORBELL_COMPATIBLE};
+use abi::boot::{BOOT_BLOCK_PROPERTY, BootInfo, DOORBELL_COMPATIBLE, FLAG_STANDALONE};
 use abi::{Arch, Gpa, GuestRange, map};
 use vm_fdt::FdtWriter;
 use zerocopy::IntoBytes as _;
@@ -56,7 +56,9 @@ pub fn build(boot: &BootInfo) -> Result<Vec<u8>, DeviceTreeError> {
     timer(&mut fdt, boot.tables.arch())?;
     gic(&mut fdt, boot.vcpus)?;
     uart(&mut fdt)?;
-    doorbell(&mut fdt)?;
+    if boot.flags & FLAG_STANDALONE == 0 {
+        doorbell(&mut fdt)?;
+    }
     fdt.end_node(root)?;
     let blob = fdt.finish()?;
     if blob.len() as u64 > map::DTB_MAX_BYTES {
@@ -185,6 +187,13 @@ mod tests {
         assert_eq!(doorbell.property("compatible").unwrap().value(), b"tidemark,doorbell-1\0");
         let reg = doorbell.property("reg").unwrap();
         assert_eq!(reg.value(), [0, 0, 0, 0, 0x0b, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0]);
+    }
+
+    #[test]
+    fn a_guest_on_its_own_has_no_doorbell() {
+        let config = MachineConfig { standalone: true, ..MachineConfig::default() };
+        let blob = build(&config.boot_info(&config.layout().unwrap())).unwrap();
+        assert!(Fdt::new(&blob).unwrap().find_node("/doorbell@b000000").is_none());
     }
 
     #[test]

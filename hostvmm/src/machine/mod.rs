@@ -4,13 +4,14 @@
 //! - [`Machine`]: the result, at its first instruction;
 //! - [`MachineConfig`] and [`Layout`]: what is asked for, and where it lies;
 //! - [`Image`]: the firmware's ELF;
-//! - [`devicetree`]: what the guest is told;
+//! - [`devicetree`]: what the guest is told; [`Heartbeat`]: how it shows that it runs;
 //! - [`state`]: everything of a machine but its memory, to go on elsewhere;
 //! - [`Symbols`]: names for the firmware's addresses.
 
 mod builder;
 mod config;
 pub mod devicetree;
+mod heartbeat;
 mod loader;
 pub mod state;
 mod symbols;
@@ -19,5 +20,6 @@ pub(crate) mod test_elf;
 
 pub use builder::{BuildError, Machine, Start};
 pub use config::{Clock, ConfigError, Layout, MachineConfig, PHYSICAL_ADDRESS_BITS, Transport, armv7_tables, va_bits};
+pub use heartbeat::{Heartbeat, HeartbeatError};
 pub use loader::{Image, LoadError, MAX_FILE_BYTES, MAX_PROGRAM_HEADERS};
 pub use symbols::{Frame, Symbols};

@@ -129,6 +129,9 @@ pub enum GuestError {
     /// Its progress slot cannot be read.
     #[error("the guest's progress cannot be read")]
     Memory(#[from] crate::memory::MemoryError),
+    /// Its heartbeat cannot be read.
+    #[error(transparent)]
+    Heartbeat(#[from] crate::heartbeat::ReadError),
     /// The user asked for the run's end.
     #[error("interrupted")]
     Interrupted,

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::heartbeat::HeartbeatEntry;
+
 mod migration;
 mod query;
 
@@ -125,6 +127,9 @@ pub struct Ledger {
     /// Blocks of instructions that were compared, by group; empty in scenarios other than `cpu`.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub groups: Vec<GroupEntry>,
+    /// The heartbeat of each vCPU at the end; empty without `--heartbeat`.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub heartbeat: Vec<HeartbeatEntry>,
     /// Every check that failed, in order, at most [`MAX_MISMATCHES`].
     pub mismatches: Vec<Mismatch>,
     /// The ledgers of a scenario made of many runs; empty in a single run.

@@ -159,6 +159,7 @@ pub(crate) fn sample_ledger() -> Ledger {
         faults: Vec::new(),
         hugepages: None,
         groups: Vec::new(),
+        heartbeat: Vec::new(),
         mismatches: Vec::new(),
         cells: Vec::new(),
         reproduce: "hostvmm verify passes --seed 7".to_owned(),

@@ -45,6 +45,7 @@ use abi::hypercall::{Command, ExceptionReport, Outcome, PROGRESS_COMPLETED, PROG
 use abi::{Arch, Gpa, GuestRange};
 
 use crate::backend::{BackendError, Vcpu};
+use crate::heartbeat::{GuestHeartbeat, ReadError};
 use crate::machine::{Clock, Frame, Machine};
 use crate::memory::MemoryError;
 use crate::migrate::HostTime;
@@ -460,6 +461,17 @@ impl Vcpus {
         let completed = self.load(vcpu, slot, PROGRESS_COMPLETED)?;
         let started = self.load(vcpu, slot, PROGRESS_STARTED)?;
         Ok(Progress { started, completed })
+    }
+
+    /// Where `vcpu` leaves its heartbeat; `None` before its first call, and for a guest without one.
+    ///
+    /// # Errors
+    /// [`ReadError`] where the guest names a place where none can be.
+    pub fn heartbeat(&self, vcpu: usize) -> Result<Option<GuestHeartbeat>, ReadError> {
+        match self.shared.progress_slot(vcpu) {
+            Some(slot) => GuestHeartbeat::find(self.shared.memory(), slot),
+            None => Ok(None),
+        }
     }
 
     /// Asks `vcpu` to end its steps at the next step's boundary. The next command withdraws it.

@@ -10,7 +10,7 @@ use super::running::RunningGuest;
 use super::{Mode, Spec};
 use crate::backend::{BackendError, PlantedFault, Unavailable, Vm, VmHandle};
 use crate::dirty::{AcceleratorLog, DirtyLog, DirtyLogKind, PagemapScanLog, PagemapScanUnavailable, SeveralLogs};
-use crate::machine::{BuildError, Clock, ConfigError, Image, LoadError, Machine, Transport};
+use crate::machine::{BuildError, Clock, ConfigError, Heartbeat, Image, LoadError, Machine, Transport};
 use crate::memory::{Backing, MemoryError, Size, SlotId, host_page_bytes};
 use crate::pass::{CopyTarget, GuestError, Interference, Live, Lockstep, PassError, Session, TargetError, Threads};
 use crate::replicate::{BitmapFileError, ServeError};
@@ -153,6 +153,8 @@ pub(super) fn execute(
             threads: Threads::of_host(),
         };
         passes(&mut session, model, vm.as_ref())?;
+        drop(session);
+        ledger.heartbeat = guest.heartbeats()?;
         Ok(guest.power_off()?)
     });
     if let Err(error) = result {
@@ -273,6 +275,7 @@ pub(super) fn blank_ledger(spec: &Spec) -> Ledger {
         faults: Vec::new(),
         hugepages: None,
         groups: Vec::new(),
+        heartbeat: Vec::new(),
         mismatches: Vec::new(),
         cells: Vec::new(),
         reproduce: reproduce(spec),
@@ -346,6 +349,12 @@ pub(super) fn machine_options(spec: &Spec) -> String {
     }
     if machine.transport == Transport::Hvc {
         line.push_str(" --hypercall hvc");
+    }
+    if machine.heartbeat != Heartbeat::Off {
+        line.push_str(&format!(" --heartbeat {}", machine.heartbeat));
+    }
+    if machine.clock_line {
+        line.push_str(" --clock-line");
     }
     line
 }

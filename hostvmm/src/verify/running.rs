@@ -9,6 +9,7 @@ use workload::PAGE_BYTES;
 
 use super::interrupt::{Attached, Interrupt};
 use crate::backend::VmHandle;
+use crate::heartbeat::HeartbeatEntry;
 use crate::machine::{Clock, Machine};
 use crate::pass::{Guest, GuestError};
 use crate::report::Progress;
@@ -62,6 +63,20 @@ impl<'a> RunningGuest<'a> {
             }
         }
         Ok(guest)
+    }
+
+    /// What the heartbeat of every vCPU says now; empty for a guest without one.
+    ///
+    /// # Errors
+    /// [`GuestError::Heartbeat`] where the guest names a place where none can be.
+    pub(super) fn heartbeats(&self) -> Result<Vec<HeartbeatEntry>, GuestError> {
+        let mut entries = Vec::new();
+        for vcpu in 0..self.outcomes.len() {
+            if let Some(heartbeat) = self.vcpus.heartbeat(vcpu)? {
+                entries.push(HeartbeatEntry::new(vcpu, &heartbeat.read()?));
+            }
+        }
+        Ok(entries)
     }
 
     /// Ends the guest in an orderly way: it turns itself off.

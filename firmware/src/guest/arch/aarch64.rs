@@ -2,6 +2,7 @@
 
 pub(crate) mod cache;
 pub(crate) mod cpu;
+pub(crate) mod cycles;
 mod device;
 pub(crate) mod entry;
 pub(crate) mod features;

@@ -61,6 +61,7 @@ fn description(page_bytes: u32) -> Description {
             seed: 0,
             pattern: 0,
             params: [0; 8],
+            heartbeat_us: 0,
         },
         page_bytes,
         counter_hz: 1,

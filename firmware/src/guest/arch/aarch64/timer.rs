@@ -28,8 +28,3 @@ pub(crate) fn stop() {
     CNTV_CTL_EL0.set(0);
     barrier::isb(SY);
 }
-
-/// Whether the timer is on.
-pub(crate) fn is_on() -> bool {
-    CNTV_CTL_EL0.get() & 1 != 0
-}

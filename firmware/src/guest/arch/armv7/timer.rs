@@ -35,14 +35,6 @@ pub(crate) fn stop() {
     set_control(0);
 }
 
-/// Whether the timer is on.
-pub(crate) fn is_on() -> bool {
-    let control: u32;
-    // SAFETY: reading CNTV_CTL has no effect on anything else.
-    unsafe { asm!("mrc p15, 0, {}, c14, c3, 1", out(reg) control, options(nostack, preserves_flags)) };
-    control & 1 != 0
-}
-
 fn set_control(value: u32) {
     // SAFETY: CNTV_CTL; the timer's interrupt has a handler.
     unsafe { asm!("mcr p15, 0, {}, c14, c3, 1", "isb", in(reg) value, options(nostack, preserves_flags)) };
