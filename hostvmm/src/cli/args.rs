@@ -137,9 +137,6 @@ pub(crate) struct MigrationArgs {
     /// disk-full; `some` is one action at each boundary, `all` is every action.
     #[arg(long, value_name = "KILL[,KILL]", value_delimiter = ',', conflicts_with = "at")]
     pub(crate) kills: Vec<String>,
-    /// The guest's heartbeat, which measures gaps: off, timer, timer:MICROSECONDS, spin [default: timer in verify migrate].
-    #[arg(long, value_name = "KIND")]
-    pub(crate) heartbeat: Option<String>,
     /// Verify the guest where it has arrived, before it runs on.
     #[arg(long)]
     pub(crate) verify_guest: bool,
@@ -163,7 +160,6 @@ impl MigrationArgs {
             ("--hops", self.hops.is_some(), is(&[Scenario::Chain])),
             ("--at", !self.at.is_empty(), is(&[Scenario::Cancel])),
             ("--kills", !self.kills.is_empty(), is(&[Scenario::Cancel])),
-            ("--heartbeat", self.heartbeat.is_some(), any),
             ("--verify-guest", self.verify_guest, any),
             ("--settle-ms", self.settle_ms.is_some(), any),
             ("--patience-ms", self.patience_ms.is_some(), any),
@@ -303,10 +299,11 @@ pub(crate) struct CommonArgs {
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub(crate) vcpus: Option<u32>,
     /// How every vCPU shows that it runs: by its timer's interrupt every US microseconds, or also by looking at the counter
-    /// all the time that it sleeps. What it leaves in its RAM tells how long it did not run.
-    #[arg(long, value_name = "off|timer[:US]|spin[:US]", default_value_t = Heartbeat::Off)]
-    pub(crate) heartbeat: Heartbeat,
-    /// The guest prints its counter every second: `clock N s, counter T`.
+    /// all the time that it sleeps. What it leaves in its RAM tells how long it did not run [default: off; timer in verify
+    /// migrate].
+    #[arg(long, value_name = "off|timer[:US]|spin[:US]")]
+    pub(crate) heartbeat: Option<Heartbeat>,
+    /// The guest prints its counter every second: `clock N s, counter T`. In verify migrate it always does.
     #[arg(long)]
     pub(crate) clock_line: bool,
     /// Guest RAM, 16M or more.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::args::{Clock, CommonArgs, Mode, VerifyArgs};
 use super::ending::Ending;
+use crate::machine::Heartbeat;
 use crate::report::{Ledger, Progress};
 use crate::verify::{self, Interrupt, MigrateSpec, Way};
 
@@ -21,6 +22,8 @@ const REGION_UNIT: u64 = 2 << 20;
 const DEFAULT_HOPS: u64 = 10;
 /// How long anything is waited for unless the command line says otherwise.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Microseconds between two heartbeats unless the command line says otherwise.
+const HEARTBEAT_US: u32 = 1000;
 /// How long a guest runs before and after a migration that is measured: more than a second, so that its clock is seen to go on.
 const SETTLE: Duration = Duration::from_millis(1200);
 
@@ -35,10 +38,10 @@ pub(super) fn migrate(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger
             let mut common = args.common.clone();
             common.workload = Some(workload.to_owned());
             common.region_size = (pages * PAGE_BYTES).next_multiple_of(REGION_UNIT);
-            specs.push(spec(args, &common, "migrate", "timer", SETTLE)?);
+            specs.push(spec(args, &common.measured(), "migrate", SETTLE)?);
         }
     } else {
-        let one = spec(args, &args.common, "migrate", "timer", SETTLE)?;
+        let one = spec(args, &args.common.measured(), "migrate", SETTLE)?;
         for pair in 0..args.migration.pairs.unwrap_or(1) {
             let mut spec = one.clone();
             spec.base.machine.seed = one.base.machine.seed.wrapping_add(pair);
@@ -62,7 +65,7 @@ pub(super) fn cancel(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger,
     let usage = |option: &'static str| move |why: String| Ending::usage(format!("{option}: {why}"));
     let moments = args.migration.moments().map_err(usage("--at"))?;
     let kills = args.migration.kills().map_err(usage("--kills"))?;
-    let spec = spec(args, &args.common, "cancel", "off", Duration::ZERO)?;
+    let spec = spec(args, &args.common, "cancel", Duration::ZERO)?;
     if matches!(spec.way, Way::File | Way::Given(_)) {
         return Err(Ending::usage(format!(
             "--uri {}: verify cancel needs a way with two live ends, like unix",
@@ -84,7 +87,7 @@ pub(super) fn cancel(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger,
 /// As [`migrate`].
 pub(super) fn chain(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger, Ending> {
     let hops = args.migration.hops.unwrap_or(DEFAULT_HOPS);
-    let spec = spec(args, &args.common, "chain", "off", Duration::ZERO)?;
+    let spec = spec(args, &args.common, "chain", Duration::ZERO)?;
     if let Way::Given(uri) = &spec.way {
         return Err(Ending::usage(format!(
             "--uri {uri} is one address; a chain needs one a hop: write --uri unix or --uri tcp"
@@ -94,11 +97,20 @@ pub(super) fn chain(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger, 
     verify::run_chain(&spec, hops, interrupt, &progress).map_err(super::ending)
 }
 
+impl CommonArgs {
+    /// The options with what `verify migrate` has by default: a heartbeat, and a clock line.
+    fn measured(&self) -> Self {
+        let mut options = self.clone();
+        options.heartbeat.get_or_insert(Heartbeat::Timer { period_us: HEARTBEAT_US });
+        options.clock_line = true;
+        options
+    }
+}
+
 fn spec(
     args: &VerifyArgs,
     common: &CommonArgs,
     scenario: &'static str,
-    heartbeat: &str,
     settle: Duration,
 ) -> Result<MigrateSpec, Ending> {
     let migration = &args.migration;
@@ -116,8 +128,7 @@ fn spec(
     }
     let base = common.spec(scenario)?;
     let way = migration.uri.clone().unwrap_or(Way::Unix);
-    let heartbeat = migration.heartbeat.clone().unwrap_or_else(|| heartbeat.to_owned());
-    let mut flags = vec![format!("--uri {way}"), format!("--heartbeat {heartbeat}"), args.tuning.flags()];
+    let mut flags = vec![format!("--uri {way}"), args.tuning.flags()];
     if migration.verify_guest {
         flags.push("--verify-guest".to_owned());
     }
@@ -133,7 +144,6 @@ fn spec(
         way,
         parameters: args.tuning.parameters(),
         capabilities: args.tuning.capabilities(),
-        heartbeat,
         verify_guest: migration.verify_guest,
         settle: migration.settle_ms.unwrap_or(settle),
         timeout: migration.patience_ms.unwrap_or(PATIENCE),

@@ -56,7 +56,7 @@ impl CommonArgs {
             seed: self.seed,
             region_blocks: self.region_map == RegionMap::Blocks,
             plant_exception: false,
-            heartbeat: self.heartbeat,
+            heartbeat: self.heartbeat.unwrap_or_default(),
             clock_line: self.clock_line,
             standalone: false,
             log_page_bytes: self.host_page.map(|page| Granule::from(page).bytes()),

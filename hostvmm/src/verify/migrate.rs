@@ -18,6 +18,7 @@ use super::pair::clock_lines::{ClockLine, jumps};
 use super::pair::crossing::{Crossing, Outcome};
 use super::pair::{Ended, Findings, MigrateSpec, PairError, Place, Side, Watch, Way};
 use super::passes::RunError;
+use crate::machine::Heartbeat;
 use crate::report::ledger::{GuestClockEntry, MigrationEntry};
 use crate::report::{Ledger, Progress, Verdict};
 
@@ -202,7 +203,7 @@ fn judge_clock(findings: &mut Findings<'_>, spec: &MigrateSpec, entry: &mut Migr
     let count = lines.len() as u64;
     let jumps = jumps(lines, lost);
     findings.check("clock", jumps == 0, "lines that follow each other by a second", || format!("{jumps} jumps"));
-    if spec.heartbeat == "off" {
+    if spec.base.machine.heartbeat == Heartbeat::Off {
         return;
     }
     let clock = entry.clock.get_or_insert_with(GuestClockEntry::default);

@@ -39,8 +39,6 @@ pub struct MigrateSpec {
     pub parameters: Map<String, Value>,
     /// Migration capabilities by QEMU's names, to be switched on.
     pub capabilities: Vec<String>,
-    /// The guest's heartbeat, as `--heartbeat` has it.
-    pub heartbeat: String,
     /// Whether the guest is verified where it arrived before it goes on.
     pub verify_guest: bool,
     /// How long the guest runs before a migration and after it.
@@ -67,7 +65,6 @@ impl MigrateSpec {
         let mut options: Vec<String> = machine_options(&self.base).split_whitespace().map(str::to_owned).collect();
         options.push("--firmware".to_owned());
         options.push(self.base.firmware.display().to_string());
-        options.extend(["--heartbeat".to_owned(), self.heartbeat.clone()]);
         if self.verify_guest {
             options.push("--verify-guest".to_owned());
         }
