@@ -4,6 +4,7 @@
 //! - [`Phase`] and [`Stage`]: where a migration is, and the moves that exist;
 //! - [`Estimate`]: what the passes so far foretell; [`HostTime`], [`ClockOffset`]: moments on two hosts;
 //! - [`SourceVm`], [`DestinationVm`]: what it needs of a machine;
+//! - [`downtime`]: how long the guest did not run, by the hosts and by the guest itself;
 //! - [`wire`]: the bytes between source and destination, without any input or output;
 //! - [`transport`]: addresses, listeners, channels, TLS, pace;
 //! - [`pages`]: zero, whole and delta pages, compressed or not, and how they are proven;
@@ -12,6 +13,7 @@
 mod clock;
 mod converge;
 mod digest;
+pub mod downtime;
 mod estimate;
 mod faults;
 mod info;
