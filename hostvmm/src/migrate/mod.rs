@@ -6,7 +6,7 @@
 //! - [`SourceVm`], [`DestinationVm`]: what it needs of a machine;
 //! - [`downtime`]: how long the guest did not run, by the hosts and by the guest itself;
 //! - [`wire`]: the bytes between source and destination, without any input or output;
-//! - [`transport`]: addresses, listeners, channels, TLS, pace;
+//! - [`transport`]: addresses, listeners, channels, TLS, pace; [`file`](mod@file): a guest in a file;
 //! - [`pages`]: zero, whole and delta pages, compressed or not, and how they are proven;
 //! - [`Boundary`], [`FaultPlan`]: faults planted at the steps of both sides.
 
@@ -16,6 +16,7 @@ mod digest;
 pub mod downtime;
 mod estimate;
 mod faults;
+pub mod file;
 mod info;
 mod monitor;
 pub mod pages;
