@@ -4,6 +4,7 @@
 //! - [`memory`]: memslots on memfd or a file; the only owner of pointers into guest RAM;
 //! - [`device`]: doorbell, hypercalls, console;
 //! - [`backend`]: the traits [`backend::Vm`] and [`backend::Vcpu`], and what implements them;
+//! - [`cpustate`]: what becomes of each register between kernels and accelerators; CPU compatibility;
 //! - [`dirty`]: dirty logs; [`pass`]: harvest, copy and digest; [`replicate`]: a region kept equal to a file or a peer;
 //! - [`migrate`]: a guest moves to another process while it runs;
 //! - [`heartbeat`]: what the guest leaves in its RAM about when it ran;
@@ -15,6 +16,7 @@
 pub mod backend;
 pub mod cli;
 pub mod control;
+pub mod cpustate;
 pub mod device;
 pub mod dirty;
 pub mod heartbeat;

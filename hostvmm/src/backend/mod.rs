@@ -473,6 +473,11 @@ pub trait Vm: Send + Sync {
         None
     }
 
+    /// Of identification registers the bits that can be chosen before a vCPU first runs: KVM's id and the bits.
+    fn writable_features(&self) -> Vec<(u64, u64)> {
+        Vec::new()
+    }
+
     /// The guest's virtual time in ticks of its counter.
     fn now_ticks(&self) -> u64;
 

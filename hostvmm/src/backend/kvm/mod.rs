@@ -1,5 +1,6 @@
 //! KVM behind the traits: [`open`] makes a machine of `/dev/kvm`'s.
 //!
+//! - [`choices`]: what of a vCPU's identification can be chosen;
 //! - [`host`]: what this host's KVM offers, where it runs, and the guest's time;
 //! - [`vcpu`]: the ioctls of a vCPU, which `kvm_run` runs by KVM's protocol;
 //! - [`gic`]: the in-kernel GICv3;
@@ -12,6 +13,7 @@
 //! Order of creation (kvm/api.rst 4.82, devices/arm-vgic-v3.rst, devices/vcpu.rst): capabilities, memslots, vCPUs,
 //! GIC and its init, PMU and its init, registers.
 
+mod choices;
 mod gic;
 mod host;
 mod log;
@@ -180,6 +182,10 @@ impl Vm for KvmVm {
 
     fn stage2_tables(&self) -> Option<String> {
         stage2::tables(&self.fd, self.maker)
+    }
+
+    fn writable_features(&self) -> Vec<(u64, u64)> {
+        choices::writable(&self.fd)
     }
 
     fn now_ticks(&self) -> u64 {
