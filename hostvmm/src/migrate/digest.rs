@@ -14,6 +14,7 @@ use abi::Gpa;
 use workload::PAGE_BYTES;
 use workload::digest::node;
 
+use super::error::MigrateError;
 use super::pages::LeafTable;
 pub(super) use super::pages::{LEAF_PAGE as PAGE, ZERO_LEAF as ZERO, leaf_of};
 use crate::memory::{GuestMemory, MemoryError, SlotId};
@@ -157,6 +158,23 @@ fn slot_digest(memory: &GuestMemory, slot: SlotId, salt: u64) -> Result<u64, Mem
         Ok(sum)
     });
     sums.into_iter().try_fold(0_u64, |all, sum| Ok(all.wrapping_add(sum?)))
+}
+
+/// What stands for memory that was handed over as files: which files they are. Two processes that have the same files have
+/// the same memory.
+///
+/// # Errors
+/// Where memory is on no file, or the host does not say which.
+pub(super) fn file_digest(memory: &GuestMemory, salt: u64) -> Result<SlotDigests, MigrateError> {
+    let host =
+        |source: rustix::io::Errno| MigrateError::Host { what: "look at guest memory's files", source: source.into() };
+    let files = memory.files()?;
+    let mut digests = [0; SlotId::COUNT];
+    for (digest, file) in digests.iter_mut().zip(files) {
+        let stat = rustix::fs::fstat(file).map_err(host)?;
+        *digest = node(stat.st_dev, Gpa::new(stat.st_ino), salt ^ END_TO_END);
+    }
+    Ok(digests)
 }
 
 fn gpa(base: Gpa, page: u64) -> Gpa {

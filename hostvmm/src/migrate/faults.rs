@@ -17,7 +17,7 @@ pub enum Boundary {
     SourceConnected,
     /// Source: the destination has accepted, the log runs.
     SourceAccepted,
-    /// Source: half of pass 0 is on its way.
+    /// Source: the first pages are on their way.
     SourcePass0,
     /// Source: pass 0 was sent.
     SourcePass0End,

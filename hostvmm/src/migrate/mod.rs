@@ -12,25 +12,34 @@
 
 mod clock;
 mod converge;
+mod destination;
 mod digest;
 pub mod downtime;
+mod error;
 mod estimate;
 mod faults;
 pub mod file;
+mod frames;
 mod info;
 mod monitor;
 pub mod pages;
 mod parameters;
 mod phase;
+mod source;
+#[cfg(test)]
+mod tests;
 pub mod transport;
 mod vm;
 pub mod wire;
 
 pub use clock::{ClockOffset, HostTime};
+pub use destination::receive;
+pub use error::MigrateError;
 pub use estimate::{Estimate, PassReport};
 pub use faults::{Action, Boundary, FaultPlan};
 pub use info::{DigestReport, DowntimeSplit, MigrationInfo, RamInfo, XbzrleInfo};
 pub use monitor::{Change, Monitor, MonitorError, PlantedFailure};
 pub use parameters::{Capabilities, Compression, CounterPolicy, DigestMode, ParameterError, Parameters};
 pub use phase::{Cancelled, Phase, Stage};
+pub use source::send;
 pub use vm::{DestinationVm, Moment, SourceVm, VmError};

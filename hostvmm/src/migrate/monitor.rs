@@ -14,6 +14,7 @@ use super::faults::{Boundary, FaultPlan, Planted};
 use super::info::MigrationInfo;
 use super::parameters::{Capabilities, ParameterError, Parameters};
 use super::phase::{Cancelled, Phase, Setup, Stage};
+use super::transport::CancelToken;
 
 /// How long a migration that is cancelled has to say goodbye to its peer before its connections are cut.
 const GOODBYE: Duration = Duration::from_millis(200);
@@ -36,6 +37,12 @@ pub enum MonitorError {
          if it is known to be gone, `cont` takes the guest back"
     )]
     Committed,
+    /// The process has no descriptor left.
+    #[error("cannot begin a migration: {reason}")]
+    NoDescriptor {
+        /// As the host says.
+        reason: std::io::ErrorKind,
+    },
     /// Post-copy was not agreed on at the start.
     #[error("post-copy must be enabled before the migration starts (capability postcopy-ram)")]
     NoPostcopy,
@@ -51,7 +58,7 @@ pub enum Change {
 }
 
 type Watcher = Box<dyn Fn(Change) + Send + Sync>;
-type Cut = Box<dyn Fn() + Send + Sync>;
+type Hook = Box<dyn Fn() + Send + Sync>;
 
 /// Sees and steers the migrations of one machine.
 pub struct Monitor {
@@ -69,8 +76,12 @@ struct State {
     begun: Option<Instant>,
     committed: bool,
     postcopy_wanted: bool,
-    /// Cuts every connection of the migration, and by that ends whatever waits for one.
-    cuts: Vec<Cut>,
+    /// Ends whatever waits for the peer or for time.
+    cancel: Option<CancelToken>,
+    /// Tell the migration's own thread that someone has cancelled.
+    wakes: Vec<Hook>,
+    /// Shut a channel of the migration down: for planted faults.
+    cuts: Vec<Hook>,
 }
 
 impl fmt::Debug for Monitor {
@@ -189,7 +200,7 @@ impl Monitor {
                 _ if state.committed => return Err(MonitorError::Committed),
                 _ => state.info.status = Phase::Cancelling,
             }
-            self.changed.notify_all();
+            state.wakes.iter().for_each(|wake| wake());
         }
         self.tell(Change::Phase(Phase::Cancelling));
         let state = self.lock();
@@ -197,8 +208,8 @@ impl Monitor {
             .changed
             .wait_timeout_while(state, GOODBYE, |state| state.info.status.is_running())
             .unwrap_or_else(PoisonError::into_inner);
-        if state.info.status.is_running() {
-            state.cuts.iter().for_each(|cut| cut());
+        if let (true, Some(cancel)) = (state.info.status.is_running(), &state.cancel) {
+            cancel.cancel();
         }
         Ok(())
     }
@@ -227,7 +238,8 @@ impl Monitor {
     }
 
     /// Begins a migration: what the last one left is forgotten.
-    pub(super) fn begin(&self) -> Result<Stage<'_, Setup>, MonitorError> {
+    pub(super) fn begin(&self) -> Result<(Stage<'_, Setup>, CancelToken), MonitorError> {
+        let cancel = CancelToken::new().map_err(|error| MonitorError::NoDescriptor { reason: error.kind() })?;
         {
             let mut state = self.lock();
             if state.info.status.is_running() {
@@ -237,10 +249,12 @@ impl Monitor {
             state.begun = Some(Instant::now());
             state.committed = false;
             state.postcopy_wanted = false;
+            state.wakes.clear();
             state.cuts.clear();
+            state.cancel = Some(cancel.clone());
         }
         self.tell(Change::Phase(Phase::Setup));
-        Ok(Stage::of(self))
+        Ok((Stage::of(self), cancel))
     }
 
     /// A move of [`Stage`].
@@ -271,9 +285,11 @@ impl Monitor {
             state.info.total_time = state.begun.map(|begun| millis(begun.elapsed()));
             state.info.cpu_throttle_percentage = None;
             state.info.expected_downtime = None;
-            state.info.error_desc = error.filter(|_| phase == Phase::Failed);
+            state.info.error_desc = error.filter(|_| phase != Phase::Cancelled);
             state.info.status = phase;
+            state.wakes.clear();
             state.cuts.clear();
+            state.cancel = None;
             phase
         };
         self.changed.notify_all();
@@ -290,16 +306,26 @@ impl Monitor {
         self.lock().postcopy_wanted
     }
 
-    /// `cut` ends whatever waits for a connection; it is called when someone cancels, at once if someone has.
-    pub(super) fn add_cut(&self, cut: impl Fn() + Send + Sync + 'static) {
-        let mut state = self.lock();
-        if state.info.status == Phase::Cancelling {
-            cut();
-        }
-        state.cuts.push(Box::new(cut));
+    /// A peer has come: time counts from now.
+    pub(super) fn restart_clock(&self) {
+        self.lock().begun = Some(Instant::now());
     }
 
-    /// Cuts every connection of the migration.
+    /// `wake` is called when someone cancels, at once if someone has. It must not call the monitor.
+    pub(super) fn add_wake(&self, wake: impl Fn() + Send + Sync + 'static) {
+        let mut state = self.lock();
+        if state.info.status == Phase::Cancelling {
+            wake();
+        }
+        state.wakes.push(Box::new(wake));
+    }
+
+    /// `cut` shuts down a channel. It must not call the monitor.
+    pub(super) fn add_cut(&self, cut: impl Fn() + Send + Sync + 'static) {
+        self.lock().cuts.push(Box::new(cut));
+    }
+
+    /// Shuts down every channel of the migration.
     pub(super) fn cut(&self) {
         self.lock().cuts.iter().for_each(|cut| cut());
     }
@@ -365,7 +391,7 @@ mod tests {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let told = Arc::clone(&seen);
         let monitor = Monitor::new().watched(move |change| told.lock().unwrap().push(change));
-        let stage = monitor.begin().unwrap();
+        let (stage, _) = monitor.begin().unwrap();
         let stage = stage.activate().unwrap().stop().unwrap().resume().unwrap().stop().unwrap();
         stage.commit().unwrap().complete();
         let phases = [Phase::Setup, Phase::Active, Phase::Device, Phase::Active, Phase::Device, Phase::Completed];
@@ -378,12 +404,14 @@ mod tests {
     #[test]
     fn a_cancelled_migration_moves_nowhere_but_to_its_end() {
         let monitor = Monitor::new();
-        let stage = monitor.begin().unwrap().activate().unwrap();
-        let cut = Arc::new(Mutex::new(0));
-        let count = Arc::clone(&cut);
-        monitor.add_cut(move || *count.lock().unwrap() += 1);
+        let (stage, cancel) = monitor.begin().unwrap();
+        let stage = stage.activate().unwrap();
+        let woken = Arc::new(Mutex::new(0));
+        let count = Arc::clone(&woken);
+        monitor.add_wake(move || *count.lock().unwrap() += 1);
         monitor.cancel().unwrap();
-        assert_eq!(*cut.lock().unwrap(), 1, "what waits for a peer is freed");
+        assert_eq!(*woken.lock().unwrap(), 1);
+        assert!(cancel.is_cancelled(), "what waits for a peer is freed");
         assert_eq!(stage.stop().unwrap_err(), Cancelled);
         monitor.end(Phase::Failed, Some("connection lost".to_owned()));
         assert_eq!((monitor.phase(), monitor.info().error_desc), (Phase::Cancelled, None));
@@ -392,7 +420,7 @@ mod tests {
     #[test]
     fn a_committed_migration_cannot_be_cancelled() {
         let monitor = Monitor::new();
-        let stage = monitor.begin().unwrap().activate().unwrap().stop().unwrap().commit().unwrap();
+        let stage = monitor.begin().unwrap().0.activate().unwrap().stop().unwrap().commit().unwrap();
         assert_eq!(monitor.cancel(), Err(MonitorError::Committed));
         stage.complete();
         assert_eq!(monitor.phase(), Phase::Completed);

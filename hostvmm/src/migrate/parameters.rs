@@ -12,6 +12,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::wire::MAX_PAGE_CHANNELS;
+
 /// Numbers and choices of a migration; serialises as the answer to `query-migrate-parameters`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -21,7 +23,7 @@ pub struct Parameters {
     /// Bytes a second that are sent at most, before the guest is stopped; 0, the default here, is no limit (in QEMU 0 is
     /// none as well, but the default is 128 MiB/s).
     pub max_bandwidth: u64,
-    /// Page channels with the capability `multifd`, 1 to 255; 2.
+    /// Page channels with the capability `multifd`, 1 to 16 (QEMU: 255); 2.
     pub multifd_channels: u8,
     /// How pages are compressed, on any number of channels (in QEMU: with `multifd` alone).
     pub multifd_compression: Compression,
@@ -107,7 +109,7 @@ impl Parameters {
         match name.as_str() {
             "downtime-limit" => self.downtime_limit = integer(&name, value, 0..=2_000_000)?,
             "max-bandwidth" => self.max_bandwidth = integer(&name, value, 0..=u64::MAX)?,
-            "multifd-channels" => self.multifd_channels = small(&name, value, 1..=255)?,
+            "multifd-channels" => self.multifd_channels = small(&name, value, 1..=MAX_PAGE_CHANNELS as u8)?,
             "multifd-compression" => self.multifd_compression = choice(&name, value)?,
             "multifd-zstd-level" => self.multifd_zstd_level = small(&name, value, 1..=20)?,
             "xbzrle-cache-size" => {
@@ -327,7 +329,7 @@ mod tests {
         for (name, value) in [
             ("downtime-limit", json!(5)),
             ("max-bandwidth", json!(1_u64 << 40)),
-            ("multifd-channels", json!(255)),
+            ("multifd-channels", json!(16)),
             ("multifd-compression", json!("zstd")),
             ("xbzrle-cache-size", json!(1 << 20)),
             ("max-cpu-throttle", json!(40)),
@@ -352,7 +354,7 @@ mod tests {
             ("downtime-limit", json!(-1)),
             ("downtime-limit", json!("300")),
             ("multifd-channels", json!(0)),
-            ("multifd-channels", json!(256)),
+            ("multifd-channels", json!(17)),
             ("multifd-compression", json!("lzo")),
             ("xbzrle-cache-size", json!(100_000)),
             ("cpu-throttle-initial", json!(100)),

@@ -1,0 +1,260 @@
+//! The source of a migration: [`send`] is the list of its phases.
+//!
+//! - `connect`: channels, and what both sides agree on;
+//! - `precopy`: memory moves while the guest runs; `transfer`: one pass over all channels, `pieces`: what each of them takes at a time;
+//! - `stop`: the guest stands still, and everything else moves;
+//! - `commit`: the guest is given away, and what has become of it if nobody says so.
+//!
+//! Until the commit a failure costs nothing but time: what [`Outgoing`] began it ends, whatever happens. The log is stopped,
+//! dirty bits are given back, the guest runs on.
+
+mod commit;
+mod connect;
+mod pieces;
+mod precopy;
+mod stop;
+mod transfer;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::connect::{Address, Peer};
+use super::converge::AutoConverge;
+use super::digest::Leaves;
+use super::error::MigrateError;
+use super::estimate::Observed;
+use super::faults::Boundary;
+use super::info::{MigrationInfo, RamInfo};
+use super::monitor::Monitor;
+use super::pages::{DeltaCache, Packer};
+use super::parameters::{Compression, Parameters};
+use super::phase::{Phase, Setup, Stage};
+use super::transport::{CancelToken, FdAddress, Pacer, Uri};
+use super::vm::SourceVm;
+use super::wire::{Features, Offer, Session};
+use crate::dirty::PageBitmap;
+use crate::memory::SlotId;
+
+/// Moves the guest of `vm` to the destination at `uri`, with the monitor's parameters and capabilities. Returns what the
+/// monitor shows in the end.
+///
+/// # Errors
+/// [`MigrateError`]. The guest runs on here as it did before, but for [`MigrateError::InDoubt`], after which it is paused, and
+/// where the monitor says [`Phase::Completed`]: then it runs at the destination, and something was found wrong afterwards.
+pub fn send(vm: &dyn SourceVm, uri: &Uri, monitor: &Monitor) -> Result<MigrationInfo, MigrateError> {
+    let (stage, cancel) = monitor.begin()?;
+    let result = migrate(vm, uri, stage, &cancel);
+    match result {
+        Ok(()) => Ok(monitor.info()),
+        Err(error) => {
+            // Whatever was cut off says something else: it was cut off because someone has cancelled.
+            let error = monitor.check().err().map_or(error, Into::into);
+            if monitor.phase().is_running() {
+                monitor.end(Phase::Failed, Some(error.to_string()));
+            }
+            Err(error)
+        }
+    }
+}
+
+fn migrate(vm: &dyn SourceVm, uri: &Uri, stage: Stage<'_, Setup>, cancel: &CancelToken) -> Result<(), MigrateError> {
+    let monitor = stage.monitor();
+    monitor.at(Boundary::SourceSetup)?;
+    let address = Address::new(uri, monitor)?;
+    let mut out = Outgoing::setup(vm, uri, &address, monitor, cancel)?;
+    let handed_over = out.hand_over(stage);
+    match handed_over {
+        Ok(ready) => commit::conclude(out, ready, &address),
+        Err(error) => {
+            let error = out.peer.explained(error);
+            out.peer.abort(&error);
+            Err(error)
+        }
+    }
+}
+
+/// A migration on its way out. Dropped, it gives the guest back unless that was given away.
+struct Outgoing<'a> {
+    vm: &'a dyn SourceVm,
+    monitor: &'a Monitor,
+    cancel: &'a CancelToken,
+    /// The parameters as they were at the start.
+    parameters: Parameters,
+    peer: Peer,
+    features: Features,
+    salt: u64,
+    leaves: Leaves,
+    /// One for each channel that carries pages.
+    packers: Vec<Packer>,
+    cache: Option<Arc<DeltaCache>>,
+    page_bytes: u64,
+    /// The pass that comes next.
+    pass: u32,
+    /// Digests of the passes that the destination has not acknowledged.
+    unacknowledged: std::collections::VecDeque<[u64; SlotId::COUNT]>,
+    acknowledged: u64,
+    pacer: Pacer,
+    observed: Observed,
+    converge: AutoConverge,
+    /// What was harvested and is not yet at a destination that runs the guest.
+    harvested: [PageBitmap; SlotId::COUNT],
+    guest: Guest,
+    is_logging: bool,
+    /// Bytes of memory that the last pass moved.
+    last_pass_bytes: u64,
+}
+
+/// Whose the guest is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Guest {
+    /// It runs here.
+    Running,
+    /// It stands still here.
+    Paused,
+    /// It was given away, and is not to be run here.
+    GivenAway,
+}
+
+impl<'a> Outgoing<'a> {
+    fn setup(
+        vm: &'a dyn SourceVm,
+        uri: &Uri,
+        address: &Address,
+        monitor: &'a Monitor,
+        cancel: &'a CancelToken,
+    ) -> Result<Self, MigrateError> {
+        let (parameters, capabilities) = (monitor.parameters(), monitor.capabilities());
+        let is_shared = matches!(uri, Uri::Fd(FdAddress::Passing(_)));
+        let host = |what| move |source| MigrateError::Host { what, source };
+        // Before anybody is bothered.
+        let files = is_shared.then(|| vm.memory().files()).transpose()?;
+        let mut features = Features::NONE;
+        if is_shared {
+            features = Features::SHARED_MEMORY;
+        } else {
+            let wanted = [
+                (capabilities.postcopy_ram, Features::POSTCOPY),
+                (capabilities.xbzrle, Features::DELTA),
+                (parameters.multifd_compression == Compression::Zstd, Features::ZSTD),
+            ];
+            for (_, feature) in wanted.into_iter().filter(|(is_wanted, _)| *is_wanted) {
+                features = features.or(feature);
+            }
+        }
+        let mut peer = Peer::connect(address, monitor, cancel)?;
+        monitor.at(Boundary::SourceConnected)?;
+        let salt = Session::random().map_err(host("get random bytes"))?.raw() as u64;
+        let offer = Offer {
+            description: vm.describe(),
+            features,
+            page_channels: if capabilities.multifd && !is_shared { parameters.multifd_channels.into() } else { 0 },
+            digest: parameters.x_digest,
+            counter: parameters.x_counter,
+            salt,
+            clock: peer.clock,
+        };
+        let agreement = peer.agree(offer, address, monitor, cancel)?;
+        if let Some(files) = files {
+            if !agreement.features.has(Features::SHARED_MEMORY) {
+                return Err(MigrateError::Unsupported {
+                    what: "the destination cannot take over memory files (use --backing memfd there, or a URI that copies)",
+                });
+            }
+            peer.send_files(&files)?;
+        }
+        let page_bytes = vm.log_page_bytes();
+        let cache = agreement
+            .features
+            .has(Features::DELTA)
+            .then(|| Arc::new(DeltaCache::new(parameters.xbzrle_cache_size, agreement.geometry.page_bytes())));
+        let level = agreement.features.has(Features::ZSTD).then_some(parameters.multifd_zstd_level.into());
+        let packers = (0..peer.page_writers.len().max(1))
+            .map(|_| Packer::new(agreement.geometry, cache.clone(), level))
+            .collect::<Result<_, _>>()?;
+        let bitmap = |slot| PageBitmap::covering(vm.memory().slot(slot).range().len_bytes(), page_bytes);
+        let total = vm.memory().slots().iter().map(|slot| slot.range().len_bytes()).sum();
+        monitor.show(|info| {
+            info.clock = Some(peer.clock);
+            info.ram = Some(RamInfo { total, remaining: total, page_size: page_bytes, ..RamInfo::default() });
+        });
+        Ok(Self {
+            vm,
+            monitor,
+            cancel,
+            salt,
+            leaves: Leaves::new(vm.memory(), salt),
+            packers,
+            cache,
+            pacer: Pacer::new(parameters.max_bandwidth).map_err(host("pace the migration"))?,
+            observed: Observed { overhead: overhead(peer.round_trip), ..Observed::default() },
+            parameters,
+            peer,
+            features: agreement.features,
+            page_bytes,
+            pass: 0,
+            unacknowledged: std::collections::VecDeque::new(),
+            acknowledged: 0,
+            converge: AutoConverge::default(),
+            harvested: SlotId::ALL.map(bitmap),
+            guest: Guest::Running,
+            is_logging: false,
+            last_pass_bytes: 0,
+        })
+    }
+
+    /// From the agreement to a destination that has everything and waits for the commit.
+    fn hand_over<'m>(&mut self, stage: Stage<'m, Setup>) -> Result<commit::Ready<'m>, MigrateError> {
+        let stage = stage.activate()?;
+        let stopped = if self.features.has(Features::SHARED_MEMORY) {
+            self.monitor.at(Boundary::SourceAccepted)?;
+            stop::without_pages(self, stage)?
+        } else {
+            self.start_log()?;
+            self.monitor.at(Boundary::SourceAccepted)?;
+            precopy::run(self, stage)?
+        };
+        stop::move_the_rest(self, stopped)
+    }
+
+    fn start_log(&mut self) -> Result<(), MigrateError> {
+        self.vm.start_log()?;
+        self.is_logging = true;
+        Ok(())
+    }
+
+    /// Ends what was begun, and lets the guest run on if it is still here.
+    fn end(&mut self) {
+        if self.guest == Guest::Paused {
+            self.vm.resume();
+            self.guest = Guest::Running;
+        }
+        self.vm.throttle(0);
+        if std::mem::take(&mut self.is_logging)
+            && let Err(error) = self.vm.stop_log()
+        {
+            self.monitor.show(|info| info.error_desc = Some(error.to_string()));
+        }
+    }
+
+    /// Dirty bits that the destination did not make use of go back.
+    fn give_back(&mut self) {
+        for slot in SlotId::ALL {
+            self.vm.redirty(slot, &self.harvested[slot.index()]);
+        }
+    }
+}
+
+impl Drop for Outgoing<'_> {
+    fn drop(&mut self) {
+        if self.guest != Guest::GivenAway {
+            self.give_back();
+        }
+        self.end();
+    }
+}
+
+/// What a stop costs beside its pages: three times to the destination and back, and the two machines' own time.
+fn overhead(round_trip: Duration) -> Duration {
+    const MACHINES: Duration = Duration::from_millis(1);
+    MACHINES + 3 * round_trip
+}

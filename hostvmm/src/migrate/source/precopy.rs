@@ -1,0 +1,137 @@
+//! Memory moves while the guest runs: pass 0 sends everything, each later one what was written during the one before it.
+//!
+//! ```text
+//! pass 0 ─► harvest ─► can what is left be sent within the limit? ── yes ─► stop: still so? ── yes ─► on to the rest
+//!              ▲                     │ no                                        │ no: the guest runs on
+//!              └── send what was harvested ◄─────────────────────────────────────┘
+//! ```
+//!
+//! The harvest comes before the copy, so a page that is written while it is copied is in the next harvest.
+
+use std::time::{Duration, Instant};
+
+use super::Outgoing;
+use super::stop::{self, Attempt, Stopped};
+use crate::dirty::PageBitmap;
+use crate::memory::SlotId;
+use crate::migrate::error::MigrateError;
+use crate::migrate::estimate::PassReport;
+use crate::migrate::faults::Boundary;
+use crate::migrate::phase::{Active, Stage};
+
+/// Bytes from which on a pass tells the bandwidth: what a few buffers swallow tells nothing.
+const TELLING_BYTES: u64 = 4 << 20;
+
+/// The least time between two harvests of a guest that may not be stopped: each costs it its write permissions.
+const BREATH: Duration = Duration::from_millis(2);
+
+/// Moves memory until the guest can be stopped within the limit, or post-copy is wanted.
+pub(super) fn run<'m>(out: &mut Outgoing<'_>, mut stage: Stage<'m, Active>) -> Result<Stopped<'m>, MigrateError> {
+    let mut harvested_at = Instant::now();
+    let report = out.send_everything()?;
+    out.learn_bandwidth(&report);
+    out.monitor.at(Boundary::SourcePass0End)?;
+    loop {
+        let mut dirty = out.harvest()?;
+        out.learn_dirty_rate(&dirty, std::mem::replace(&mut harvested_at, Instant::now()));
+        out.monitor.at(Boundary::SourceHarvested)?;
+        out.take_acknowledgements()?;
+        let limit = out.monitor.parameters().downtime();
+        let wants_postcopy = out.wants_postcopy();
+        if wants_postcopy || out.is_within(limit, &dirty) {
+            match stop::attempt(out, stage, &mut dirty, (!wants_postcopy).then_some(limit))? {
+                Attempt::Stopped(stage, moment) => return Ok(Stopped { stage, moment, dirty, wants_postcopy }),
+                Attempt::TooMuch(active) => stage = active,
+            }
+        }
+        out.slow_down_if_needed(&dirty);
+        let report = out.send_pass(&dirty, 0, false)?;
+        out.learn_bandwidth(&report);
+        out.take_acknowledgements()?;
+        if harvested_at.elapsed() < BREATH && out.cancel.wait_until(harvested_at + BREATH) {
+            out.monitor.check()?;
+        }
+    }
+}
+
+impl Outgoing<'_> {
+    /// Pass 0: all that is not a hole.
+    fn send_everything(&mut self) -> Result<PassReport, MigrateError> {
+        let memory = self.vm.memory();
+        let mut pages = SlotId::ALL.map(|slot| self.empty(slot));
+        let mut holes = 0;
+        for slot in SlotId::ALL {
+            let pages = &mut pages[slot.index()];
+            for data in memory.data_extents(slot, 0..memory.slot(slot).range().len_bytes())? {
+                pages.set_bytes(data.start, data.end - data.start);
+            }
+            holes += pages.pages() - pages.count();
+        }
+        self.send_pass(&pages, holes, false)
+    }
+
+    /// What was written since the last harvest.
+    pub(super) fn harvest(&mut self) -> Result<[PageBitmap; SlotId::COUNT], MigrateError> {
+        let mut dirty = SlotId::ALL.map(|slot| self.empty(slot));
+        for slot in SlotId::ALL {
+            self.vm.harvest(slot, &mut dirty[slot.index()])?;
+            self.harvested[slot.index()].or(&dirty[slot.index()]);
+        }
+        self.monitor.show(|info| info.ram.get_or_insert_default().dirty_sync_count += 1);
+        Ok(dirty)
+    }
+
+    fn learn_bandwidth(&mut self, report: &PassReport) {
+        let seen = &mut self.observed;
+        seen.passes = report.pass + 1;
+        seen.sent += report.bytes;
+        if report.bytes >= TELLING_BYTES || seen.bandwidth <= 0.0 {
+            seen.bandwidth = report.bytes.max(1) as f64 / Duration::from_nanos(report.ns.max(1)).as_secs_f64();
+        }
+    }
+
+    fn learn_dirty_rate(&mut self, dirty: &[PageBitmap; SlotId::COUNT], since: Instant) {
+        let pages: u64 = dirty.iter().map(PageBitmap::count).sum();
+        let seconds = since.elapsed().max(Duration::from_micros(1)).as_secs_f64();
+        let page_bytes = self.page_bytes;
+        let remaining = pages * page_bytes;
+        self.observed.dirty_rate = remaining as f64 / seconds;
+        self.observed.remaining = remaining;
+        self.observed.working_set = self.observed.working_set.max(remaining);
+        let estimate = self.observed.estimate(self.monitor.parameters().downtime());
+        let expected = self.observed.downtime(remaining);
+        self.monitor.show(|info| {
+            info.estimate.get_or_insert(estimate);
+            info.expected_downtime = Some(u64::try_from(expected.as_millis()).unwrap_or(u64::MAX));
+            let ram = info.ram.get_or_insert_default();
+            ram.dirty_pages_rate = (pages as f64 / seconds) as u64;
+            ram.remaining = remaining;
+        });
+    }
+
+    /// Whether `dirty` could be sent, and all the rest be done, within `limit`. With nothing left it does not get better.
+    pub(super) fn is_within(&self, limit: Duration, dirty: &[PageBitmap; SlotId::COUNT]) -> bool {
+        let bytes: u64 = dirty.iter().map(|pages| pages.count() * self.page_bytes).sum();
+        bytes == 0 || self.observed.downtime(bytes) <= limit
+    }
+
+    fn slow_down_if_needed(&mut self, dirty: &[PageBitmap; SlotId::COUNT]) {
+        if !self.monitor.capabilities().auto_converge {
+            return;
+        }
+        let dirtied: u64 = dirty.iter().map(|pages| pages.count() * self.page_bytes).sum();
+        let parameters = self.monitor.parameters();
+        if let Some(percent) = self.converge.after_pass(self.last_pass_bytes, dirtied, &parameters) {
+            self.vm.throttle(percent);
+            self.monitor.show(|info| info.cpu_throttle_percentage = Some(percent));
+        }
+    }
+
+    fn wants_postcopy(&self) -> bool {
+        self.features.has(crate::migrate::wire::Features::POSTCOPY) && self.monitor.is_postcopy_wanted()
+    }
+
+    fn empty(&self, slot: SlotId) -> PageBitmap {
+        PageBitmap::covering(self.vm.memory().slot(slot).range().len_bytes(), self.page_bytes)
+    }
+}

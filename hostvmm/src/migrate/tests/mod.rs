@@ -1,0 +1,5 @@
+//! Whole migrations between two machines that are memory and a loop in the test.
+
+mod boundaries;
+mod fixture;
+mod moves;
