@@ -59,3 +59,10 @@ pub const MAX_TEXT_BYTES: usize = 1024;
 pub const MAX_SECTION_BYTES: u32 = 32 << 20;
 /// Most bytes of all sections of a migration.
 pub const MAX_SECTIONS_BYTES: u64 = 48 << 20;
+
+#[cfg(test)]
+mod arbitrary;
+#[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
+mod tests;

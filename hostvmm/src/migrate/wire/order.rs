@@ -18,6 +18,7 @@ use super::batch::{Body, Encoding, Geometry, PageBatch};
 use super::error::WireError;
 use super::greeting::Role;
 use super::message::{Features, Message, Tag};
+use crate::memory::SlotId;
 
 /// Where a side is on one channel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -143,7 +144,8 @@ impl Incoming {
                 Message::PassAck { .. },
             )
             | (State::Committed | State::Postcopy, Message::Resumed(_)) => self.state,
-            (state, Message::Failure { .. }) if state != State::Fresh => State::Ended,
+            (State::Fresh | State::Ended, _) => return Err(self.order(message)),
+            (_, Message::Failure { .. }) => State::Ended,
             _ => return Err(self.order(message)),
         };
         Ok(())
@@ -232,7 +234,7 @@ impl Incoming {
         batch.check(geometry, payload_bytes)
     }
 
-    fn check_pages(&self, slot: crate::memory::SlotId, first: u64, count: u64) -> Result<(), WireError> {
+    fn check_pages(&self, slot: SlotId, first: u64, count: u64) -> Result<(), WireError> {
         self.geometry.map_or(Ok(()), |geometry| geometry.check(slot, first, count))
     }
 
@@ -400,3 +402,7 @@ impl Return {
         WireError::Order { tag: message.tag(), state: self.state.name() }
     }
 }
+
+#[cfg(test)]
+#[path = "order_tests.rs"]
+mod tests;
