@@ -84,6 +84,7 @@ pub fn description() -> Description {
             seed: 0,
             pattern: 0,
             params: [0; 8],
+            heartbeat_us: 0,
         },
         page_bytes: 4096,
         counter_hz: 62_500_000,

@@ -24,6 +24,7 @@ pub(super) fn description() -> Description {
             seed: 0x5eed,
             pattern: 0,
             params: [0; 8],
+            heartbeat_us: 0,
         },
         page_bytes: 4096,
         counter_hz: 62_500_000,
@@ -121,7 +122,7 @@ pub(super) fn from_source() -> impl Strategy<Value = Message> {
 
 /// Any message from the destination.
 pub(super) fn from_destination() -> impl Strategy<Value = Message> {
-    let field = (1_u16..=15).prop_map(|raw| Field::from_raw(raw).expect("there are fifteen"));
+    let field = (1_u16..=16).prop_map(|raw| Field::from_raw(raw).expect("there are sixteen"));
     let state = prop_oneof![Just(GuestState::Running), Just(GuestState::Discarded), Just(GuestState::Waiting)];
     prop_oneof![
         features().prop_map(|features| Message::Accept { features }),

@@ -57,6 +57,8 @@ pub enum Field {
     Seed,
     /// The plan's pattern and its parameters.
     Workload,
+    /// The beat of the guest's vCPUs.
+    Heartbeat,
     /// The boot block's flags.
     BootFlags,
     /// [`Description::track_dirty`].
@@ -66,7 +68,7 @@ pub enum Field {
 }
 
 impl Field {
-    const ALL: [(Self, u16, &'static str); 15] = [
+    const ALL: [(Self, u16, &'static str); 16] = [
         (Self::Accelerator, 1, "accelerator"),
         (Self::Arch, 2, "architecture"),
         (Self::Tables, 3, "translation tables"),
@@ -79,6 +81,7 @@ impl Field {
         (Self::CounterHz, 10, "counter frequency"),
         (Self::Seed, 11, "seed"),
         (Self::Workload, 12, "workload"),
+        (Self::Heartbeat, 16, "heartbeat"),
         (Self::BootFlags, 13, "boot flags"),
         (Self::TrackDirty, 14, "dirty history (--track-dirty)"),
         (Self::BootBlock, 15, "boot block"),
@@ -124,6 +127,10 @@ impl Description {
         let page = |description: &Self| Size(description.page_bytes.into()).to_string();
         let seed = |boot: &BootInfo| format!("{:#x}", boot.seed);
         let flags = |boot: &BootInfo| format!("{:#x}", boot.flags);
+        let beat = |boot: &BootInfo| match boot.heartbeat_us {
+            0 => "none".to_owned(),
+            us => format!("one every {us} µs"),
+        };
         let hz = |description: &Self| format!("{} Hz", description.counter_hz);
         let tracked = |description: &Self| if description.track_dirty { "one" } else { "none" };
         differ(Field::Accelerator, source.accelerator, self.accelerator)
@@ -138,6 +145,7 @@ impl Description {
             .or_else(|| differ(Field::CounterHz, hz(source), hz(self)))
             .or_else(|| differ(Field::Seed, seed(theirs), seed(ours)))
             .or_else(|| differ(Field::Workload, workload(theirs), workload(ours)))
+            .or_else(|| differ(Field::Heartbeat, beat(theirs), beat(ours)))
             .or_else(|| differ(Field::BootFlags, flags(theirs), flags(ours)))
             .or_else(|| differ(Field::TrackDirty, tracked(source), tracked(self)))
             .or_else(|| {

@@ -242,6 +242,7 @@ fn every_field_that_differs_is_named_with_both_values() {
         (|it| it.counter_hz = 1000, Field::CounterHz, "62500000 Hz", "1000 Hz"),
         (|it| it.boot.seed = 1, Field::Seed, "0x5eed", "0x1"),
         (|it| it.boot.params[0] = 77, Field::Workload, "", "77"),
+        (|it| it.boot.heartbeat_us = 500, Field::Heartbeat, "none", "every 500 µs"),
         (|it| it.boot.flags = 3, Field::BootFlags, "0x1", "0x3"),
         (|it| it.track_dirty = false, Field::TrackDirty, "one", "none"),
     ] {
