@@ -196,7 +196,7 @@ pub struct Pending {
 /// The destination has everything and is ready to run the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Loaded {
-    /// Digests of its memory by slot, pass 0; `None` where [`Message::Digest`] had none.
+    /// Digests of its memory by slot, made as those of [`Message::Digest`]; `None` where [`Message::Digest`] had none.
     pub digests: Option<[u64; SlotId::COUNT]>,
     /// Time from the last section's arrival until the state was loaded.
     pub load_ns: u64,
@@ -249,7 +249,8 @@ pub enum Message {
     },
     /// Source: a part of the state.
     Section(SectionPart),
-    /// Source: all of the state has been sent, and memory's digests by slot are these (pass 0); `None` where they cannot be known yet.
+    /// Source: all of the state has been sent, and memory's digests by slot are these; `None` where they cannot be
+    /// known yet.
     Digest(Option<[u64; SlotId::COUNT]>),
     /// Source: the guest is yours.
     Commit,
