@@ -20,6 +20,7 @@ pub mod cpustate;
 pub mod device;
 pub mod dirty;
 pub mod heartbeat;
+pub mod instance;
 pub mod machine;
 pub mod memory;
 pub mod migrate;

@@ -6,7 +6,9 @@ use std::time::Duration;
 use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::instance::InstanceArgs;
 use super::quantity;
+use super::remote::{InfoArgs, MigrateArgs, MigrateCancelArgs};
 use super::tuning::TuningArgs;
 use crate::dirty::DirtyLogKind;
 use crate::machine::Heartbeat;
@@ -37,8 +39,27 @@ pub(crate) enum Command {
     Probe(ProbeArgs),
     /// Run the firmware under a dirty log, copy it pass by pass, and verify; or serve an outside replicator.
     #[command(after_help = "Examples:\n  hostvmm run --seed 7 --passes 5\n  hostvmm run --share /dev/shm/aeshmem \
-        --bitmap-file /tmp/dirty_bitmap --workload tstaeshm --passes 200")]
+        --bitmap-file /tmp/dirty_bitmap --workload tstaeshm --passes 200\n  hostvmm run --workload \
+        dirtyram:pages=2048,step=40 --qmp unix:/tmp/a.qmp\n  hostvmm run --workload dirtyram:pages=2048,step=40 --qmp \
+        unix:/tmp/b.qmp --incoming tcp:0:4321")]
     Run(RunArgs),
+    /// Move a running VM's guest to where another one waits for it, and say how that went.
+    #[command(
+        after_help = "Examples:\n  hostvmm migrate tcp:127.0.0.1:4321 --qmp unix:/tmp/a.qmp\n  hostvmm migrate -d \
+        unix:/tmp/b.mig --qmp unix:/tmp/a.qmp --downtime-limit 30 --max-bandwidth 100M\n  hostvmm migrate fd:/tmp/b.mig --qmp \
+        unix:/tmp/a.qmp\n\nThe other one is started with the same options and --incoming URI. Exit status: 0 the guest has moved, 1 it \
+        has not, 2 no such VM. Ctrl-C ends the waiting, not the migration."
+    )]
+    Migrate(MigrateArgs),
+    /// Cancel the migration of a running VM: its guest runs on where it is.
+    #[command(after_help = "Example:\n  hostvmm migrate-cancel --qmp unix:/tmp/a.qmp")]
+    MigrateCancel(MigrateCancelArgs),
+    /// Show the migration of a running VM, or how far its guest is.
+    #[command(
+        after_help = "Examples:\n  hostvmm info migrate --qmp unix:/tmp/a.qmp --watch\n  hostvmm info status --qmp \
+        unix:/tmp/a.qmp --json"
+    )]
+    Info(InfoArgs),
     /// Run a scenario and check everything in it.
     #[command(after_help = "Examples:\n  hostvmm verify passes --granule 64k --va-bits 42 --workload mixed --vcpus 4 \
         --json ledger.json\n  hostvmm verify passes --arch armv7 --tables lpae --workload mixed\n  hostvmm verify matrix --format \
@@ -96,6 +117,8 @@ pub(crate) struct RunArgs {
     /// guest runs the workload's steps without end.
     #[arg(long, value_name = "FILE")]
     pub(crate) dump_dtb: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) instance: InstanceArgs,
 }
 
 /// Options of `verify`.

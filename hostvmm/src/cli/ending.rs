@@ -44,6 +44,11 @@ impl Ending {
         Self { status: FAILED, message: with_causes(&error) }
     }
 
+    /// The run failed, in words of our own.
+    pub(crate) fn run_failed(message: &str) -> Self {
+        Self { status: FAILED, message: message.to_owned() }
+    }
+
     /// The run failed: an error with its causes, and what to do about it.
     pub(crate) fn failed_with(error: &dyn Error, advice: &str) -> Self {
         Self { status: FAILED, message: format!("{}; {advice}", with_causes(error)) }

@@ -1,6 +1,6 @@
 //! The command line: parses it, runs what it asks for, and turns every ending into one line and an exit status.
 //!
-//! - [`args`], [`tuning`]: what clap sees; [`spec`], [`migrations`]: from options to a run; [`mod@ending`]: exit statuses; [`quantity`]:
+//! - [`args`], [`tuning`]: what clap sees; [`spec`], [`migrations`], [`instance`]: from options to a run; [`remote`]: clients of one; [`mod@ending`]: exit statuses; [`quantity`]:
 //!   numbers.
 //!
 //! Exit status: 0 verified, 1 a check failed, 2 usage or bad input, 4 skipped.
@@ -8,8 +8,10 @@
 mod args;
 mod cpu;
 mod ending;
+mod instance;
 mod migrations;
 mod quantity;
+mod remote;
 mod replicate;
 mod spec;
 mod tuning;
@@ -47,6 +49,9 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify(&args),
         Command::Replicate(args) => replicate::run(&args),
         Command::Report(args) => show(&args),
+        Command::Migrate(args) => remote::migrate(&args),
+        Command::MigrateCancel(args) => remote::cancel(&args),
+        Command::Info(args) => remote::info(&args),
         Command::TlsKeygen(args) => tls_keygen(&args),
     };
     match result {
@@ -94,6 +99,18 @@ fn interrupt_on_signals() -> Result<Arc<Interrupt>, Ending> {
 fn run(args: &RunArgs) -> Result<Verdict, Ending> {
     if let Some(path) = &args.dump_dtb {
         return dump_devicetree(args, path);
+    }
+    if let Some(stray) = args.instance.stray() {
+        return Err(Ending::usage(format!("{stray} is for a VM under remote control; add --qmp unix:PATH")));
+    }
+    if args.instance.is_asked() {
+        if args.bitmap_file.is_some() {
+            return Err(Ending::usage(
+                "--bitmap-file makes passes, which a VM under remote control does not".to_owned(),
+            ));
+        }
+        let outcome = instance::run(&args.instance, &args.common, args.plant_exception);
+        return publish(outcome, "run", &args.common);
     }
     let interrupt = interrupt_on_signals()?;
     let outcome = args.common.spec("run").and_then(|mut spec| {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::address::{Address, Stream};
 use super::framing::{FrameError, Framer, MAX_REPLY_BYTES};
-use super::types::{EventMessage, MigrationInfo, StatusInfo, TidemarkStatus};
+use super::types::{EventMessage, StatusInfo, TidemarkStatus};
 
 /// How long a reply is waited for, unless [`Client::set_timeout`] says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -190,8 +190,8 @@ impl Client {
     ///
     /// # Errors
     /// As [`Self::execute`].
-    pub fn migration(&mut self) -> Result<MigrationInfo, ClientError> {
-        self.query("query-migrate")
+    pub fn migration(&mut self) -> Result<Value, ClientError> {
+        self.execute("query-migrate", json!({}))
     }
 
     /// `x-tidemark-status`.

@@ -15,7 +15,7 @@ use crate::verify::oracle::live::{LiveOracle, Observation};
 
 /// The guest's self-check replays every step from the first, in the guest's time. A live guest that never sleeps makes
 /// more than that many; its memory is then proven by the digest alone.
-pub(super) const SELF_CHECK_STEPS: u64 = 200;
+pub(crate) const SELF_CHECK_STEPS: u64 = 200;
 
 /// How many passes, at what distance.
 #[derive(Clone, Copy, Debug)]

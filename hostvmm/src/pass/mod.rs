@@ -28,6 +28,7 @@ pub use guest::{Guest, GuestError};
 pub use hugepages::HugePages;
 pub use interference::{Interference, InterferenceKind};
 pub use live::Live;
+pub(crate) use live::SELF_CHECK_STEPS;
 pub use lockstep::Lockstep;
 pub use served::Served;
 pub use session::{PassError, Session};

@@ -8,6 +8,7 @@
 //! Renderings read nothing but a [`Ledger`], so that `hostvmm report` can make any of them later.
 
 mod html;
+mod info_migrate;
 mod junit;
 mod ktap;
 pub mod ledger;
@@ -19,6 +20,7 @@ use std::io;
 use std::path::Path;
 
 pub use html::html;
+pub use info_migrate::migration_text;
 pub use junit::junit;
 pub use ktap::ktap;
 pub use ledger::{FaultEntry, GroupEntry, Ledger, LedgerError, Mismatch, PassEntry, RegionEntry, Verdict};

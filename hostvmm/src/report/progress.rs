@@ -29,6 +29,11 @@ impl Progress {
         Self { bar: ProgressBar::hidden(), hidden: true }
     }
 
+    /// No bar, only lines: for a run without an end to count towards.
+    pub fn lines() -> Self {
+        Self { bar: ProgressBar::hidden(), hidden: false }
+    }
+
     /// One unit is done; `message` says what is of interest.
     pub fn advance(&self, message: String) {
         self.bar.set_message(message);

@@ -239,6 +239,10 @@ impl Shared {
         self.announce();
     }
 
+    pub(super) fn forget_interrupt(&self) {
+        self.mailbox.take_interrupt();
+    }
+
     pub(super) fn progress_slot(&self, vcpu: usize) -> Option<Gpa> {
         self.lock().seats.get(vcpu)?.progress
     }

@@ -371,6 +371,11 @@ impl Vcpus {
         Interrupter { shared: Arc::clone(&self.shared) }
     }
 
+    /// Forgets an [`Interrupter::interrupt`] that no wait has seen yet.
+    pub fn forget_interrupt(&self) {
+        self.shared.forget_interrupt();
+    }
+
     /// Gives a parked vCPU its next command. It runs on at once, or after [`Vcpus::resume`] where paused.
     ///
     /// # Errors

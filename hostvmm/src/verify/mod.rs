@@ -20,8 +20,8 @@ mod migrate;
 pub mod model;
 pub mod oracle;
 mod pair;
-mod passes;
-mod running;
+pub(crate) mod passes;
+pub(crate) mod running;
 mod served;
 pub(crate) mod stage2;
 

@@ -212,7 +212,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 }
 
 /// The plan that guest and model execute.
-pub(super) fn plan(spec: &Spec) -> Result<Plan, RunError> {
+pub(crate) fn plan(spec: &Spec) -> Result<Plan, RunError> {
     let machine = &spec.machine;
     let geometry = Geometry { region: machine.layout()?.region(), tables: machine.tables, vcpus: machine.vcpus as u32 };
     Plan::new(&spec.workload, machine.seed, geometry).map_err(RunError::Plan)
@@ -243,7 +243,7 @@ pub(super) fn logs(spec: &Spec, machine: &Machine) -> Result<SeveralLogs, RunErr
 }
 
 /// The ledger of a run that has not begun: what was asked for.
-pub(super) fn blank_ledger(spec: &Spec) -> Ledger {
+pub(crate) fn blank_ledger(spec: &Spec) -> Ledger {
     let machine = &spec.machine;
     let layout = machine.layout().ok();
     let kinds: Vec<String> = spec.logs.iter().map(ToString::to_string).collect();

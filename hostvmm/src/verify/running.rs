@@ -1,5 +1,6 @@
 //! A running machine as the passes see it: [`RunningGuest`] is [`Guest`] over [`Vcpus`].
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use abi::GuestRange;
@@ -23,8 +24,8 @@ const SLICE_INSTRUCTIONS: u64 = 20_000;
 const SILENCE: Duration = Duration::from_secs(10);
 
 /// A guest on real vCPUs.
-pub(super) struct RunningGuest<'a> {
-    vcpus: Vcpus,
+pub(crate) struct RunningGuest<'a> {
+    vcpus: Arc<Vcpus>,
     vm: VmHandle,
     clock: Clock,
     /// What each parked vCPU answered last; `None` while it executes a command.
@@ -44,17 +45,8 @@ impl<'a> RunningGuest<'a> {
         interrupt: &'a Interrupt,
         progress: &'a Progress,
     ) -> Result<Self, GuestError> {
-        let vcpus = Vcpus::start(machine).map_err(control_error)?;
-        let attached = interrupt.attach(vcpus.interrupter());
-        let config = machine.config();
-        let mut guest = Self {
-            vcpus,
-            vm: machine.vm(),
-            clock: config.clock,
-            outcomes: vec![None; config.vcpus],
-            _attached: attached,
-            progress,
-        };
+        let vcpus = Arc::new(Vcpus::start(machine).map_err(control_error)?);
+        let mut guest = Self::over(vcpus, machine, interrupt, progress);
         guest.wait_parked(None)?;
         for (vcpu, outcome) in guest.outcomes.iter().enumerate() {
             match outcome {
@@ -69,7 +61,7 @@ impl<'a> RunningGuest<'a> {
     ///
     /// # Errors
     /// [`GuestError::Heartbeat`] where the guest names a place where none can be.
-    pub(super) fn heartbeats(&self) -> Result<Vec<HeartbeatEntry>, GuestError> {
+    pub(crate) fn heartbeats(&self) -> Result<Vec<HeartbeatEntry>, GuestError> {
         let mut entries = Vec::new();
         for vcpu in 0..self.outcomes.len() {
             if let Some(heartbeat) = self.vcpus.heartbeat(vcpu)? {
@@ -77,6 +69,60 @@ impl<'a> RunningGuest<'a> {
             }
         }
         Ok(entries)
+    }
+
+    /// The guest of `machine` on `vcpus`, which were started or restored; nothing has been heard of it yet.
+    pub(crate) fn over(vcpus: Arc<Vcpus>, machine: &Machine, interrupt: &'a Interrupt, progress: &'a Progress) -> Self {
+        let attached = interrupt.attach(vcpus.interrupter());
+        let config = machine.config();
+        Self {
+            vcpus,
+            vm: machine.vm(),
+            clock: config.clock,
+            outcomes: vec![None; config.vcpus],
+            _attached: attached,
+            progress,
+        }
+    }
+
+    /// Waits for the next thing that the guest does, and takes note of it.
+    ///
+    /// # Errors
+    /// [`GuestError`] where it cannot go on; [`GuestError::Interrupted`] where the wait was ended from outside.
+    pub(crate) fn wait_next(&mut self) -> Result<(), GuestError> {
+        match self.vcpus.wait_event(None) {
+            Wait::Event(event) => self.take(event),
+            Wait::TimedOut => Ok(()),
+            Wait::Interrupted => Err(GuestError::Interrupted),
+        }
+    }
+
+    /// Where every vCPU is parked: the first step that each has not executed; all are 0 before the first command.
+    pub(crate) fn parked_at(&self) -> Option<Vec<u64>> {
+        let next = |outcome: &Option<Outcome>| match outcome {
+            Some(Outcome::Ready { .. }) => Some(0),
+            Some(Outcome::Ran { next }) => Some(*next),
+            Some(_) | None => None,
+        };
+        self.outcomes.iter().map(next).collect()
+    }
+
+    /// Lets every parked vCPU execute steps from `first` on, `count` of them, which may be without end.
+    ///
+    /// # Errors
+    /// As [`Guest::start_all`].
+    pub(crate) fn run_on(&mut self, first: &[u64], count: u64) -> Result<(), GuestError> {
+        let commands: Vec<_> =
+            first.iter().enumerate().map(|(vcpu, &first)| (vcpu, Command::RunSteps { first, count })).collect();
+        self.give(&commands)
+    }
+
+    /// Waits until every vCPU is parked, as [`Guest::run_all`] does.
+    ///
+    /// # Errors
+    /// As [`Guest::run_all`].
+    pub(crate) fn wait_all_parked(&mut self) -> Result<(), GuestError> {
+        self.wait_parked(None).map(|_| ())
     }
 
     /// Ends the guest in an orderly way: it turns itself off.

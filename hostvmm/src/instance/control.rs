@@ -1,0 +1,210 @@
+//! Whether the guest runs, and who may say so: [`RunControl`], QEMU's run states without any machine.
+//!
+//! ```text
+//!                 cont            pause (migration)        moved
+//!   prelaunch ──────────▶ running ────────────────▶ finish-migrate ──────▶ postmigrate
+//!                          ▲  │ stop                  │       │ forsake
+//!                     cont │  ▼         resume        │       ▼
+//!                         paused ◀────────────────────┴──── paused (undecided)
+//!   inmigrate ── arrive ──▶ running or paused
+//! ```
+//!
+//! `stop` and `cont` are wishes where the guest is on its way: they decide how it goes on. *undecided* is a guest that the
+//! source has committed to a destination of which nothing is heard: nobody but the operator may let it run.
+
+use crate::control::types::RunState;
+
+/// A refusal, in words for the operator.
+pub(super) type Refused = &'static str;
+
+/// What the vCPUs are to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Order {
+    /// Let them run; `RESUME`.
+    Run,
+    /// Hold them; `STOP`.
+    Hold,
+    /// Nothing.
+    Nothing,
+}
+
+/// A guest's run state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct RunControl {
+    state: RunState,
+    /// Whether the guest is to run when it may.
+    wanted: bool,
+    undecided: bool,
+}
+
+impl RunControl {
+    /// A guest at its first instruction, or one that is waited for.
+    pub(super) fn new(incoming: bool, wanted: bool) -> Self {
+        let state = if incoming { RunState::Inmigrate } else { RunState::Prelaunch };
+        Self { state, wanted, undecided: false }
+    }
+
+    /// The state.
+    pub(super) fn state(&self) -> RunState {
+        self.state
+    }
+
+    /// Whether the guest is to run, or was before a migration stopped it.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.wanted
+    }
+
+    /// Whether nobody knows if the guest runs elsewhere.
+    pub(super) fn is_undecided(&self) -> bool {
+        self.undecided
+    }
+
+    /// The command `stop`.
+    pub(super) fn stop(&mut self) -> Order {
+        match self.state {
+            RunState::Running => {
+                (self.state, self.wanted) = (RunState::Paused, false);
+                Order::Hold
+            }
+            RunState::Inmigrate | RunState::FinishMigrate => {
+                self.wanted = false;
+                Order::Nothing
+            }
+            _ => Order::Nothing,
+        }
+    }
+
+    /// The command `cont`.
+    pub(super) fn cont(&mut self) -> Result<Order, Refused> {
+        match self.state {
+            RunState::Running => Ok(Order::Nothing),
+            RunState::Inmigrate => {
+                self.wanted = true;
+                Ok(Order::Nothing)
+            }
+            RunState::Prelaunch | RunState::Paused => {
+                *self = Self { state: RunState::Running, wanted: true, undecided: false };
+                Ok(Order::Run)
+            }
+            RunState::FinishMigrate => Err("Migration is not finalized yet"),
+            RunState::Postmigrate => Err("The guest has moved away and runs at the migration's destination"),
+            RunState::Shutdown | RunState::InternalError => Err("Resetting the Virtual Machine is required"),
+        }
+    }
+
+    /// A migration stops the guest for its last pass.
+    pub(super) fn pause(&mut self) -> Order {
+        let order = if self.state == RunState::Running { Order::Hold } else { Order::Nothing };
+        self.wanted = self.state == RunState::Running;
+        self.state = RunState::FinishMigrate;
+        order
+    }
+
+    /// A migration gives the guest back.
+    pub(super) fn resume(&mut self) -> Order {
+        if self.state != RunState::FinishMigrate {
+            return Order::Nothing;
+        }
+        if self.wanted {
+            self.state = RunState::Running;
+            Order::Run
+        } else {
+            self.state = RunState::Paused;
+            Order::Nothing
+        }
+    }
+
+    /// The guest is elsewhere.
+    pub(super) fn moved(&mut self) {
+        self.state = RunState::Postmigrate;
+    }
+
+    /// A migration has ended and neither gave the guest back nor knows it elsewhere.
+    pub(super) fn forsake(&mut self) {
+        if self.state == RunState::FinishMigrate {
+            *self = Self { state: RunState::Paused, wanted: false, undecided: true };
+        }
+    }
+
+    /// The guest has arrived; at its source it `ran`.
+    pub(super) fn arrive(&mut self, ran: bool) -> Order {
+        if ran && self.wanted {
+            self.state = RunState::Running;
+            Order::Run
+        } else {
+            (self.state, self.wanted) = (RunState::Paused, false);
+            Order::Nothing
+        }
+    }
+
+    /// The guest has turned itself off, or cannot go on.
+    pub(super) fn end(&mut self, state: RunState) {
+        self.state = state;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn running() -> RunControl {
+        let mut control = RunControl::new(false, true);
+        assert_eq!(control.cont(), Ok(Order::Run));
+        control
+    }
+
+    #[test]
+    fn stop_and_cont_are_idempotent() {
+        let mut control = running();
+        assert_eq!((control.cont(), control.stop(), control.stop()), (Ok(Order::Nothing), Order::Hold, Order::Nothing));
+        assert_eq!((control.state(), control.cont()), (RunState::Paused, Ok(Order::Run)));
+    }
+
+    #[test]
+    fn a_failed_migration_leaves_the_guest_as_the_operator_wants_it() {
+        let mut control = running();
+        assert_eq!((control.pause(), control.state()), (Order::Hold, RunState::FinishMigrate));
+        assert!(control.cont().is_err());
+        assert_eq!(control.resume(), Order::Run);
+        assert_eq!(control.pause(), Order::Hold);
+        assert_eq!(control.stop(), Order::Nothing);
+        assert_eq!((control.resume(), control.state()), (Order::Nothing, RunState::Paused));
+        assert_eq!(control.pause(), Order::Nothing);
+        assert_eq!((control.resume(), control.state()), (Order::Nothing, RunState::Paused), "it was paused before");
+    }
+
+    #[test]
+    fn a_guest_that_moved_never_runs_here_again() {
+        let mut control = running();
+        control.pause();
+        control.moved();
+        assert_eq!((control.resume(), control.stop()), (Order::Nothing, Order::Nothing));
+        assert!(control.cont().is_err());
+        control.forsake();
+        assert_eq!(control.state(), RunState::Postmigrate);
+    }
+
+    #[test]
+    fn only_the_operator_lets_an_undecided_guest_run() {
+        let mut control = running();
+        control.pause();
+        control.forsake();
+        assert!(control.is_undecided());
+        assert_eq!((control.state(), control.resume()), (RunState::Paused, Order::Nothing));
+        assert_eq!(control.cont(), Ok(Order::Run));
+        assert!(!control.is_undecided());
+    }
+
+    #[test]
+    fn an_arriving_guest_runs_if_it_ran_and_nobody_said_stop() {
+        for (ran, stop, order) in
+            [(true, false, Order::Run), (false, false, Order::Nothing), (true, true, Order::Nothing)]
+        {
+            let mut control = RunControl::new(true, true);
+            if stop {
+                control.stop();
+            }
+            assert_eq!(control.arrive(ran), order);
+        }
+    }
+}

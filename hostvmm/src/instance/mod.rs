@@ -1,0 +1,490 @@
+//! A running VM under remote control: [`Instance`], what `hostvmm run --qmp` and `--incoming` make.
+//!
+//! The guest writes its workload without end: step 0 on all vCPUs up to a barrier, so that every page has been touched, then
+//! steps from 1 on. It stops when it is told to: then the vCPUs catch up with each other, and guest, host and model are
+//! compared ([`verify`]).
+//!
+//! - [`control`]: run states, and who may change them; [`commands`]: what a client of the control socket can ask for;
+//! - [`vm`]: the instance as a migration sees it; [`sections`]: what moves beside memory; [`log`]: one dirty log for several users;
+//! - [`rate`]: `calc-dirty-rate`.
+//!
+//! Threads: this one waits for the guest's events and gives it its steps; each client of the control socket has its own, and
+//! a migration has one. They meet under the lock of the run state, which no vCPU takes.
+//!
+//! Neighbours: [`crate::migrate`] moves the guest, [`crate::control`] carries the commands, [`crate::vcpus`] executes.
+
+mod commands;
+mod control;
+mod log;
+mod rate;
+mod sections;
+mod verify;
+mod vm;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use workload::Plan;
+
+use self::commands::Remote;
+use self::control::{Order, RunControl};
+use self::log::{LogUser, SharedLog};
+use self::rate::DirtyRate;
+use self::sections::Luggage;
+use crate::control::types::{RunState, Verification};
+use crate::control::{Address, Events, Server, ServerError};
+use crate::dirty::DirtyLogKind;
+use crate::machine::{BuildError, Image, LoadError, Machine};
+use crate::migrate::transport::{TransportError, Uri};
+use crate::migrate::{Change, FaultPlan, Monitor, Parameters, Phase};
+use crate::pass::GuestError;
+use crate::report::ledger::MigrationEntry;
+use crate::report::{Ledger, Progress, Verdict};
+use crate::vcpus::{Interrupter, Vcpus, VcpusError};
+use crate::verify::passes::{blank_ledger, plan};
+use crate::verify::running::RunningGuest;
+use crate::verify::{Interrupt, RunError, Spec};
+
+/// Where a guest comes from.
+#[derive(Clone, Debug)]
+pub enum Incoming {
+    /// `migrate-incoming` will say.
+    Defer,
+    /// From a source that connects here.
+    From(Uri),
+}
+
+/// What is asked of an instance beside its machine.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Where its control socket is.
+    pub qmp: Option<Address>,
+    /// Whether, and whence, a guest arrives; without it one starts here.
+    pub incoming: Option<Incoming>,
+    /// Do not run before `cont`.
+    pub paused: bool,
+    /// Remember every page that the guest ever dirtied after its first step.
+    pub track_dirty: bool,
+    /// Verify a guest as soon as it has arrived.
+    pub verify_guest: bool,
+    /// Certificates for migrations.
+    pub tls_creds: Option<PathBuf>,
+    /// A fault planted in every migration.
+    pub fault: Option<FaultPlan>,
+}
+
+/// Why an instance could not be made or run.
+#[derive(Debug, thiserror::Error)]
+pub enum InstanceError {
+    /// As for any run.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// The control socket.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// The vCPUs.
+    #[error(transparent)]
+    Vcpus(#[from] VcpusError),
+    /// The address for an incoming guest cannot be used.
+    #[error("--incoming: {0}")]
+    Listen(#[from] TransportError),
+    /// The guest did not arrive.
+    #[error("incoming migration failed: {0}")]
+    Incoming(String),
+    /// A log that is no accelerator's.
+    #[error("a VM under remote control keeps one dirty log, the accelerator's own, not {0}; leave out --dirty-log")]
+    Log(String),
+}
+
+impl From<BuildError> for InstanceError {
+    fn from(error: BuildError) -> Self {
+        Self::Run(error.into())
+    }
+}
+
+impl From<LoadError> for InstanceError {
+    fn from(error: LoadError) -> Self {
+        Self::Run(error.into())
+    }
+}
+
+/// Why an instance ends.
+#[derive(Debug)]
+enum End {
+    /// `quit`.
+    Quit,
+    /// A signal.
+    Signal,
+    /// The guest turned itself off or cannot go on.
+    Guest(GuestError),
+    /// The guest did not arrive.
+    NotArrived(String),
+}
+
+/// What the main thread is to do.
+#[derive(Debug, Default)]
+struct Agenda {
+    end: Option<End>,
+    /// The guest has arrived and is to be verified.
+    verify: bool,
+    /// The main thread waits for the guest alone, and is not to be interrupted.
+    busy: bool,
+    verified: Option<Verification>,
+    /// What was found wrong with a migration after the guest ran at its destination.
+    complaint: Option<String>,
+}
+
+/// Which migrations there are.
+#[derive(Debug, Default)]
+struct Migrations {
+    count: Mutex<Count>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    /// How many have begun.
+    begun: u64,
+    /// Whether a thread is at one. It may be after the guest has moved: the sides take leave.
+    busy: bool,
+}
+
+impl Migrations {
+    fn is_busy(&self) -> bool {
+        lock(&self.count).busy
+    }
+
+    /// Lets a thread begin, unless another is at a migration, for whose last words `patience` is had. Returns how many have
+    /// begun before.
+    fn enter(&self, patience: Duration) -> Option<u64> {
+        let count = lock(&self.count);
+        let wait = self.changed.wait_timeout_while(count, patience, |count| count.busy);
+        let (mut count, _) = wait.unwrap_or_else(PoisonError::into_inner);
+        (!std::mem::replace(&mut count.busy, true)).then_some(count.begun)
+    }
+
+    fn begin(&self) {
+        lock(&self.count).begun += 1;
+        self.changed.notify_all();
+    }
+
+    fn leave(&self) {
+        lock(&self.count).busy = false;
+        self.changed.notify_all();
+    }
+
+    /// Waits until no thread is at a migration.
+    fn wait_idle(&self, patience: Duration) {
+        let wait = self.changed.wait_timeout_while(lock(&self.count), patience, |count| count.busy);
+        drop(wait.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Waits until one more than `before` has begun, or has ended before it began.
+    fn wait_begun(&self, before: u64) {
+        let count = lock(&self.count);
+        let wait = self.changed.wait_while(count, |count| count.busy && count.begun == before);
+        drop(wait.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// A VM with its guest, or without one yet.
+pub struct Instance {
+    spec: Spec,
+    plan: Plan,
+    options: Options,
+    machine: Machine,
+    vcpus: Arc<Vcpus>,
+    wake: Interrupter,
+    control: Mutex<RunControl>,
+    agenda: Mutex<Agenda>,
+    log: SharedLog,
+    rate: Mutex<DirtyRate>,
+    monitor: Monitor,
+    migrations: Arc<Migrations>,
+    /// Whether clients have asked for the events of migrations.
+    migration_events: Arc<AtomicBool>,
+    events: Events,
+    /// What a guest brought along, between its arrival and its first instruction.
+    luggage: Mutex<Option<Luggage>>,
+    started: Instant,
+}
+
+impl Instance {
+    /// Makes the machine that `spec` asks for: at its first instruction, or empty for a guest that arrives.
+    ///
+    /// # Errors
+    /// [`InstanceError`]; nothing runs.
+    pub fn new(spec: &Spec, options: Options) -> Result<Arc<Self>, InstanceError> {
+        let plan = plan(spec)?;
+        let machine = match options.incoming {
+            Some(_) => Machine::build_incoming(&spec.machine, &spec.firmware)?,
+            None => Machine::build(&spec.machine, &Image::open(&spec.firmware)?)?,
+        };
+        let fits = |kind: &DirtyLogKind| *kind != DirtyLogKind::PagemapScan && machine.keeps(kind.kvm_log());
+        if spec.logs.len() != 1 || !spec.logs.iter().all(fits) {
+            let names: Vec<String> = spec.logs.iter().map(ToString::to_string).collect();
+            return Err(InstanceError::Log(names.join(",")));
+        }
+        let vcpus = Arc::new(Vcpus::start_paused(&machine)?);
+        let log = SharedLog::new(machine.vm(), machine.memory(), spec.logs.contains(&DirtyLogKind::Initset));
+        if options.track_dirty {
+            log.start(LogUser::History).map_err(RunError::from)?;
+        }
+        let (events, migration_events, migrations) = (Events::default(), Arc::default(), Arc::default());
+        let monitor = watched(&events, &migration_events, &migrations).with_fault(options.fault);
+        monitor.use_parameters(Parameters { tls_creds: options.tls_creds.clone(), ..Parameters::default() });
+        Ok(Arc::new(Self {
+            spec: spec.clone(),
+            plan,
+            wake: vcpus.interrupter(),
+            control: Mutex::new(RunControl::new(options.incoming.is_some(), !options.paused)),
+            agenda: Mutex::default(),
+            log,
+            rate: Mutex::default(),
+            monitor,
+            migrations,
+            migration_events,
+            events,
+            luggage: Mutex::default(),
+            started: Instant::now(),
+            machine,
+            vcpus,
+            options,
+        }))
+    }
+
+    /// Runs until the end is asked for or comes by itself, then verifies the guest if it is here.
+    ///
+    /// # Errors
+    /// [`InstanceError`] where it cannot begin, and [`InstanceError::Incoming`] where the guest did not arrive; what checks
+    /// find is in the ledger.
+    pub fn run(self: &Arc<Self>) -> Result<Ledger, InstanceError> {
+        let remote = Arc::new(Remote(Arc::clone(self)));
+        let server = match &self.options.qmp {
+            Some(address) => Some(Server::start(address, remote, self.events.clone())?),
+            None => None,
+        };
+        if let Some(Incoming::From(uri)) = &self.options.incoming {
+            self.receive(uri, true)?;
+        } else if self.options.incoming.is_none() && !self.options.paused {
+            // A client may have said so already.
+            let _ = self.cont();
+        }
+        let progress = Progress::lines();
+        // Signals come by `end`.
+        let nobody = Interrupt::default();
+        let mut guest = RunningGuest::over(Arc::clone(&self.vcpus), &self.machine, &nobody, &progress);
+        let end = self.attend(&mut guest, &progress);
+        let reason = match &end {
+            End::Quit => "host-qmp-quit",
+            End::Signal => "host-signal",
+            End::Guest(_) => "guest-shutdown",
+            End::NotArrived(_) => "host-error",
+        };
+        let by_guest = matches!(end, End::Guest(_));
+        self.events.emit("SHUTDOWN", Some(json!({ "guest": by_guest, "reason": reason })));
+        self.agenda().busy = true;
+        self.vcpus.forget_interrupt();
+        self.end_migration();
+        // Clients have their last replies and see the end before the verification, which may take long.
+        drop(server);
+        self.conclude(end, &mut guest, &progress)
+    }
+
+    /// Asks for the end of [`Self::run`], as Ctrl-C does.
+    pub fn end(&self) {
+        self.ask_end(End::Signal);
+    }
+
+    fn ask_end(&self, end: End) {
+        let mut agenda = self.agenda();
+        agenda.end.get_or_insert(end);
+        if !agenda.busy {
+            self.wake.interrupt();
+        }
+    }
+
+    /// The main thread's work: gives parked vCPUs their next steps, and does what others put on the agenda.
+    fn attend(&self, guest: &mut RunningGuest<'_>, progress: &Progress) -> End {
+        loop {
+            let verify = {
+                let mut agenda = self.agenda();
+                if let Some(end) = agenda.end.take() {
+                    return end;
+                }
+                agenda.busy = std::mem::take(&mut agenda.verify);
+                agenda.busy
+            };
+            let result = if verify {
+                self.vcpus.forget_interrupt();
+                self.verify_arrived(guest, progress)
+            } else {
+                guest.wait_next()
+            };
+            self.agenda().busy = false;
+            let result = result.and_then(|()| self.give_steps(guest));
+            match result {
+                Ok(()) | Err(GuestError::Interrupted) => {}
+                Err(error) => {
+                    self.control().end(RunState::InternalError);
+                    return End::Guest(error);
+                }
+            }
+        }
+    }
+
+    /// Where every vCPU is parked: lets them go on, over the barrier after the first touch or with the next steps.
+    fn give_steps(&self, guest: &mut RunningGuest<'_>) -> Result<(), GuestError> {
+        match guest.parked_at() {
+            None => Ok(()),
+            Some(next) if next.iter().all(|next| *next == 0) => guest.run_on(&next, 1),
+            Some(next) => {
+                if next.iter().all(|next| *next == 1) {
+                    // The history begins after the first touch: nobody has written since.
+                    self.log.set(LogUser::History, self.log.clean())?;
+                }
+                guest.run_on(&next, u64::MAX)
+            }
+        }
+    }
+
+    /// `stop`.
+    fn stop(&self) {
+        let order = {
+            let mut control = self.control();
+            let order = control.stop();
+            self.obey(order);
+            order
+        };
+        self.announce(order);
+    }
+
+    /// `cont`.
+    fn cont(&self) -> Result<(), &'static str> {
+        let order = {
+            let mut control = self.control();
+            let order = control.cont()?;
+            self.obey(order);
+            order
+        };
+        self.announce(order);
+        Ok(())
+    }
+
+    /// Called with the run state locked, so that orders are obeyed in the order in which they are given.
+    fn obey(&self, order: Order) {
+        match order {
+            Order::Run => self.vcpus.resume(),
+            Order::Hold => self.vcpus.pause(),
+            Order::Nothing => {}
+        }
+    }
+
+    fn announce(&self, order: Order) {
+        match order {
+            Order::Run => self.events.emit("RESUME", None),
+            Order::Hold => self.events.emit("STOP", None),
+            Order::Nothing => {}
+        }
+    }
+
+    /// Ends the migration that is under way: by cancelling it, or where that is too late by waiting for its end.
+    fn end_migration(&self) {
+        // Refused where it has ended or cannot be cancelled any more; both end by themselves.
+        let _ = self.monitor.cancel();
+        if self.control().state() != RunState::Inmigrate {
+            self.migrations.wait_idle(vm::FAREWELL);
+        }
+    }
+
+    /// The verdict: of the guest if it is here, else of where it is.
+    fn conclude(&self, end: End, guest: &mut RunningGuest<'_>, progress: &Progress) -> Result<Ledger, InstanceError> {
+        let mut ledger = blank_ledger(&self.spec);
+        "live".clone_into(&mut ledger.mode);
+        let info = serde_json::to_value(self.monitor.info()).unwrap_or_default();
+        if self.monitor.phase() != Phase::None {
+            ledger.migration = Some(MigrationEntry::from_query(&info));
+        }
+        let control = *self.control();
+        let mut without_guest = |verdict, reason: &str| {
+            ledger.verdict = verdict;
+            ledger.reason = Some(reason.to_owned());
+        };
+        match end {
+            End::NotArrived(text) => return Err(InstanceError::Incoming(text)),
+            End::Guest(error) => without_guest(Verdict::Fail, &verify::describe(&error, progress)),
+            End::Quit | End::Signal => match control.state() {
+                RunState::Postmigrate => {}
+                RunState::Inmigrate => without_guest(Verdict::Skip, "no guest has arrived"),
+                state if control.is_undecided() || state == RunState::FinishMigrate => without_guest(
+                    Verdict::Fail,
+                    "the guest was handed over, and its destination has not said whether it runs",
+                ),
+                _ => {
+                    self.vcpus.resume();
+                    self.verify_at_end(guest, &mut ledger, progress);
+                }
+            },
+        }
+        if let Some(error) = ledger.migration.as_ref().and_then(|migration| migration.error.as_ref())
+            && ledger.reason.is_none()
+        {
+            progress.line(&format!("the last migration failed: {error}"));
+        }
+        let agenda = self.agenda();
+        let unverified = agenda.verified.as_ref().filter(|verified| !verified.passed);
+        if let Some(reason) =
+            agenda.complaint.clone().or_else(|| unverified.and_then(|verified| verified.reason.clone()))
+        {
+            ledger.verdict = Verdict::Fail;
+            ledger.reason = Some(reason);
+        }
+        drop(agenda);
+        Ok(ledger)
+    }
+
+    fn control(&self) -> MutexGuard<'_, RunControl> {
+        lock(&self.control)
+    }
+
+    fn agenda(&self) -> MutexGuard<'_, Agenda> {
+        lock(&self.agenda)
+    }
+}
+
+impl std::fmt::Debug for Instance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Instance").field("control", &*self.control()).field("monitor", &self.monitor).finish()
+    }
+}
+
+/// A monitor that tells clients who asked for it of each phase and pass, and `migrations` of each begin.
+fn watched(events: &Events, asked: &Arc<AtomicBool>, migrations: &Arc<Migrations>) -> Monitor {
+    let (events, asked, migrations) = (events.clone(), Arc::clone(asked), Arc::clone(migrations));
+    Monitor::new().watched(move |change| {
+        if change == Change::Phase(Phase::Setup) {
+            migrations.begin();
+        }
+        if asked.load(Ordering::SeqCst) {
+            match change {
+                Change::Phase(phase) => events.emit("MIGRATION", Some(json!({ "status": phase.name() }))),
+                Change::Pass(pass) => events.emit("MIGRATION_PASS", Some(json!({ "pass": pass }))),
+            }
+        }
+    })
+}
+
+/// Prints a line to standard error.
+fn tell(line: &str) {
+    // Whoever closed standard error does not want to know.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What a panic may have left half done ends with the process that told of it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,253 @@
+//! The instance as a migration sees it: a guest that moves away ([`SourceVm`]), a machine that waits for one
+//! ([`DestinationVm`]), and the threads that drive both.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::log::LogUser;
+use super::sections::Luggage;
+use super::{End, Instance, InstanceError, Order, lock, tell};
+use crate::control::types::RunState;
+use crate::dirty::PageBitmap;
+use crate::machine::state::{CounterState, MachineState};
+use crate::memory::{GuestMemory, SlotId};
+use crate::migrate::transport::tls::Role;
+use crate::migrate::transport::{Listener, TlsCreds, TransportError, Uri};
+use crate::migrate::wire::{Description, Section};
+use crate::migrate::{self, ClockOffset, CounterPolicy, DestinationVm, Moment, Phase, SourceVm, VmError};
+
+/// How long a guest that arrives has to enter its first vCPU. One whose vCPUs all wait for a command enters none.
+const ENTRY: Duration = Duration::from_millis(200);
+/// How long the end of one migration is waited for before the next is refused.
+pub(super) const FAREWELL: Duration = Duration::from_secs(40);
+
+impl Instance {
+    fn description(&self) -> Description {
+        let vm = self.machine.vm();
+        Description {
+            accelerator: vm.accelerator(),
+            boot: self.machine.config().boot_info(self.machine.layout()),
+            page_bytes: vm.log_page_bytes() as u32,
+            counter_hz: vm.ticks_per_second(),
+            track_dirty: self.options.track_dirty,
+        }
+    }
+
+    /// Begins to move the guest to `uri`, on a thread of its own. Returns once `query-migrate` shows it.
+    ///
+    /// # Errors
+    /// In words for the operator, where there is no guest to move or another migration is under way.
+    pub(super) fn send(self: &Arc<Self>, uri: Uri) -> Result<(), String> {
+        match self.control().state() {
+            RunState::Inmigrate => return Err("Guest is waiting for an incoming migration".to_owned()),
+            RunState::Postmigrate => {
+                return Err("Can't migrate the vm that was paused due to previous migration".to_owned());
+            }
+            RunState::Shutdown | RunState::InternalError => {
+                return Err("There is no guest left that could be migrated".to_owned());
+            }
+            _ if self.control().is_undecided() => {
+                return Err(
+                    "The guest may run at the destination of the last migration; `cont` takes it back".to_owned()
+                );
+            }
+            _ => {}
+        }
+        // The migration by which the guest came may still be taking leave of its source.
+        let patience = if self.monitor.phase().has_ended() { FAREWELL } else { Duration::ZERO };
+        let Some(before) = self.migrations.enter(patience) else {
+            return Err("There's a migration process in progress".to_owned());
+        };
+        let instance = Arc::clone(self);
+        let spawned = std::thread::Builder::new().name("migrate".to_owned()).spawn(move || {
+            let result = migrate::send(instance.as_ref(), &uri, &instance.monitor);
+            instance.sent(&uri, result.map(drop).map_err(|error| error.to_string()));
+        });
+        if let Err(error) = spawned {
+            self.migrations.leave();
+            return Err(format!("cannot start a thread for the migration: {error}"));
+        }
+        self.migrations.wait_begun(before);
+        Ok(())
+    }
+
+    fn sent(&self, uri: &Uri, result: Result<(), String>) {
+        self.control().forsake();
+        let phase = self.monitor.phase();
+        if let (Phase::Completed, Err(error)) = (phase, &result) {
+            self.agenda().complaint = Some(format!("the guest has moved, but: {error}"));
+        }
+        self.migrations.leave();
+        let end = match (phase, result) {
+            (Phase::Cancelled, _) => format!("the migration to {uri} was cancelled"),
+            (_, Ok(())) => format!("the guest has moved to {uri}"),
+            (Phase::Completed, Err(error)) => format!("the guest has moved to {uri}, but: {error}"),
+            (_, Err(error)) => format!("the migration to {uri} failed: {error}"),
+        };
+        tell(&end);
+    }
+
+    /// Waits for a guest at `uri`, on a thread of its own; with `exit_on_error` the instance ends if it does not arrive.
+    ///
+    /// # Errors
+    /// Where nobody could connect there.
+    pub(super) fn receive(self: &Arc<Self>, uri: &Uri, exit_on_error: bool) -> Result<(), InstanceError> {
+        let creds = self.monitor.parameters().tls_creds;
+        let creds = creds.map(|directory| TlsCreds::load(&directory, Role::Server)).transpose();
+        let creds = creds.map_err(TransportError::Credentials)?;
+        let listener = Listener::bind(uri, creds.as_ref())?;
+        // There is no other: a guest arrives once.
+        self.migrations.enter(Duration::ZERO);
+        let instance = Arc::clone(self);
+        let spawned = std::thread::Builder::new().name("incoming".to_owned()).spawn(move || {
+            let result = migrate::receive(instance.as_ref(), listener, &instance.monitor);
+            if let Err(error) = result {
+                instance.not_received(error.to_string(), exit_on_error);
+            }
+            instance.migrations.leave();
+        });
+        spawned
+            .map(drop)
+            .map_err(|source| InstanceError::Listen(TransportError::Io { what: "wait at", uri: uri.clone(), source }))
+    }
+
+    fn not_received(&self, error: String, exit_on_error: bool) {
+        if self.control().state() != RunState::Inmigrate {
+            // The guest is here and runs: what went wrong afterwards is no reason to end it.
+            tell(&format!("incoming migration: {error}"));
+            self.agenda().complaint = Some(format!("the guest has arrived, but: {error}"));
+        } else if exit_on_error {
+            self.ask_end(End::NotArrived(error));
+        } else {
+            tell(&format!("incoming migration failed: {error}"));
+        }
+    }
+}
+
+impl SourceVm for Instance {
+    fn describe(&self) -> Description {
+        self.description()
+    }
+
+    fn memory(&self) -> &GuestMemory {
+        self.machine.memory()
+    }
+
+    fn log_page_bytes(&self) -> u64 {
+        self.machine.vm().log_page_bytes()
+    }
+
+    fn start_log(&self) -> Result<(), VmError> {
+        self.log.start(LogUser::Migration).map_err(|error| VmError::new("start the dirty log", error))
+    }
+
+    fn harvest(&self, slot: SlotId, dirty: &mut PageBitmap) -> Result<(), VmError> {
+        self.log.take(LogUser::Migration, slot, dirty).map_err(|error| VmError::new("harvest the dirty log", error))
+    }
+
+    fn stop_log(&self) -> Result<(), VmError> {
+        self.log.stop(LogUser::Migration).map_err(|error| VmError::new("stop the dirty log", error))
+    }
+
+    fn redirty(&self, slot: SlotId, pages: &PageBitmap) {
+        // The history and the rate had them when the migration took them.
+        self.log.add(LogUser::Migration, slot, pages);
+    }
+
+    fn pause(&self) -> Result<Moment, VmError> {
+        let order = {
+            let mut control = self.control();
+            let order = control.pause();
+            self.obey(order);
+            if order != Order::Hold {
+                // Stopped before, or never started: it executes nothing, and pausing says so to the vCPUs as well.
+                self.vcpus.pause();
+            }
+            order
+        };
+        self.announce(order);
+        let read = CounterState::read(&self.machine, &self.vcpus);
+        let counter = read.map_err(|error| VmError::new("read the guest's counter", error))?;
+        Ok(Moment { at: counter.at, counter: counter.ticks })
+    }
+
+    fn resume(&self) {
+        let order = {
+            let mut control = self.control();
+            let order = control.resume();
+            self.obey(order);
+            order
+        };
+        self.announce(order);
+    }
+
+    fn save(&self) -> Result<Vec<Section>, VmError> {
+        let state = MachineState::save(&self.machine, &self.vcpus);
+        let state = state.map_err(|error| VmError::new("save the machine's state", error))?;
+        let history =
+            self.log.seen_by(LogUser::History).map_err(|error| VmError::new("read the dirty history", error))?;
+        Ok(Luggage { state, running: self.control().is_wanted(), history }.encode())
+    }
+
+    fn throttle(&self, percent: u8) {
+        // Refused on the instruction clock alone, where it would change nothing.
+        let _ = self.vcpus.set_throttle(percent);
+    }
+
+    fn moved(&self) {
+        self.control().moved();
+    }
+}
+
+impl DestinationVm for Instance {
+    fn describe(&self) -> Description {
+        self.description()
+    }
+
+    fn memory(&self) -> &GuestMemory {
+        self.machine.memory()
+    }
+
+    fn log_page_bytes(&self) -> u64 {
+        self.machine.vm().log_page_bytes()
+    }
+
+    fn load(&self, sections: &[Section]) -> Result<(), VmError> {
+        let bad = |error| VmError::new("read the guest's state", error);
+        let mut luggage = Luggage::decode(sections, &self.log.clean(), self.options.track_dirty)
+            .map_err(|error| bad(Box::<dyn std::error::Error + Send + Sync>::from(error)))?;
+        luggage
+            .state
+            .restore(&self.machine, &self.vcpus)
+            .map_err(|error| VmError::new("restore the machine's state", error))?;
+        if let Some(history) = luggage.history.take() {
+            self.log.set(LogUser::History, history).map_err(|error| VmError::new("keep the dirty history", error))?;
+        }
+        *lock(&self.luggage) = Some(luggage);
+        Ok(())
+    }
+
+    fn run(&self, counter: CounterPolicy, _: Moment, source: ClockOffset) -> Result<Moment, VmError> {
+        let luggage = lock(&self.luggage).take().ok_or_else(|| VmError::new("run the guest", "no state was loaded"))?;
+        let (set, order) = {
+            let mut control = self.control();
+            let set = luggage.state.set_counter(&self.vcpus, counter, source);
+            let set = set.map_err(|error| VmError::new("set the guest's counter", error))?;
+            let order = control.arrive(luggage.running);
+            self.obey(order);
+            (set, order)
+        };
+        let entered = self.vcpus.wait_entry(if order == Order::Run { ENTRY } else { Duration::ZERO });
+        self.announce(order);
+        if self.options.verify_guest && order == Order::Run {
+            let mut agenda = self.agenda();
+            agenda.verify = true;
+            if !agenda.busy {
+                self.wake.interrupt();
+            }
+        }
+        let at = entered.unwrap_or(set.at);
+        let ticks = at.since(set.at).as_nanos() * u128::from(luggage.state.counter.hz) / 1_000_000_000;
+        Ok(Moment { at, counter: set.ticks.wrapping_add(ticks as u64) })
+    }
+}
