@@ -49,7 +49,8 @@ impl Vm {
         lines.next().unwrap().unwrap();
         let mut answers = Vec::new();
         for command in ["qmp_capabilities"].iter().chain(commands) {
-            let command = if command.starts_with('{') { (*command).to_owned() } else { format!("{{\"execute\":\"{command}\"}}") };
+            let command =
+                if command.starts_with('{') { (*command).to_owned() } else { format!("{{\"execute\":\"{command}\"}}") };
             stream.write_all(command.as_bytes()).unwrap();
             answers.push(loop {
                 let message: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
@@ -88,7 +89,8 @@ fn a_guest_runs_stops_and_is_whole_at_the_end() {
     }
     let directory = tempfile::tempdir().unwrap();
     let vm = Vm::start(directory.path(), "a", &["--paused", "--track-dirty", "--vcpus", "2"]);
-    let answers = vm.qmp(&["query-status", "cont", "query-status", "stop", "stop", "query-status", "cont", "query-migrate"]);
+    let answers =
+        vm.qmp(&["query-status", "cont", "query-status", "stop", "stop", "query-status", "cont", "query-migrate"]);
     let status = |answer: &Value| answer["return"]["status"].as_str().unwrap_or_default().to_owned();
     assert_eq!([&answers[0], &answers[2], &answers[5]].map(status), ["prelaunch", "running", "paused"]);
     assert_eq!(answers[7]["return"], serde_json::json!({}), "there was no migration");
@@ -137,7 +139,10 @@ fn a_destination_that_does_not_fit_says_why_on_both_sides() {
         client(&["migrate", &uri], &source).expect_refusal(1, word);
         let (status, stderr, _) = destination.end();
         assert_eq!(status, 1, "{stderr}");
-        assert!(stderr.lines().any(|line| line.starts_with("error: incoming migration failed") && line.contains(word)), "{stderr}");
+        assert!(
+            stderr.lines().any(|line| line.starts_with("error: incoming migration failed") && line.contains(word)),
+            "{stderr}"
+        );
     }
     assert_eq!(source.qmp(&["query-status"])[0]["return"]["running"], true);
     source.quit();

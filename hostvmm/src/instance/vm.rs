@@ -38,7 +38,8 @@ impl Instance {
     /// # Errors
     /// In words for the operator, where there is no guest to move or another migration is under way.
     pub(super) fn send(self: &Arc<Self>, uri: Uri) -> Result<(), String> {
-        match self.control().state() {
+        let control = *self.control();
+        match control.state() {
             RunState::Inmigrate => return Err("Guest is waiting for an incoming migration".to_owned()),
             RunState::Postmigrate => {
                 return Err("Can't migrate the vm that was paused due to previous migration".to_owned());
@@ -46,7 +47,7 @@ impl Instance {
             RunState::Shutdown | RunState::InternalError => {
                 return Err("There is no guest left that could be migrated".to_owned());
             }
-            _ if self.control().is_undecided() => {
+            _ if control.is_undecided() => {
                 return Err(
                     "The guest may run at the destination of the last migration; `cont` takes it back".to_owned()
                 );
