@@ -231,16 +231,18 @@ impl Target {
 
     /// Gives the file its own name, which lasts.
     fn name(&mut self) -> Result<(), FileError> {
-        self.is_finished = true;
-        let Some(partial) = &self.partial else { return Ok(()) };
-        let renamed = fs::rename(partial, &self.path).and_then(|()| {
+        if let Some(partial) = &self.partial {
+            fs::rename(partial, &self.path).map_err(failed("name", &self.path))?;
             let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
-        });
-        renamed.map_err(|source| {
-            self.is_finished = false;
-            failed("name", &self.path)(source)
-        })
+            let lasts = File::open(directory.unwrap_or(Path::new("."))).and_then(|directory| directory.sync_all());
+            if let Err(source) = lasts {
+                // Who is told that the save failed lets the guest run on: then it must not be here as well.
+                let _ = fs::remove_file(&self.path);
+                return Err(failed("name", &self.path)(source));
+            }
+        }
+        self.is_finished = true;
+        Ok(())
     }
 }
 

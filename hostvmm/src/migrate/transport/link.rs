@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::net::{Shutdown, sockopt};
+use rustix::net::{AddressFamily, Shutdown, sockopt};
 
 use super::cancel::{CancelToken, Waited, cancelled, wait};
 use super::exec::Child;
 
-/// Socket buffers asked for; the host's limits may give less.
-const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+/// Socket buffers asked for. Large enough that neither side waits for the other's scheduling; what is in them when the guest
+/// stops is part of its downtime.
+const SOCKET_BUFFER_BYTES: usize = 1 << 20;
 
 /// A time limit that is none.
 const NEVER: u64 = u64::MAX;
@@ -44,9 +45,14 @@ impl Link {
     /// # Errors
     /// Where the process has no descriptor left.
     pub(super) fn socket(socket: OwnedFd, cancel: &CancelToken) -> io::Result<Self> {
-        // Smaller buffers are slower and nothing else.
-        let _ = sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES);
-        let _ = sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES);
+        let has_size = sockopt::set_socket_send_buffer_size_force(&socket, SOCKET_BUFFER_BYTES)
+            .and_then(|()| sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER_BYTES));
+        // Without the right to that, the host's limits apply; those of TCP's own sizing are larger than those of the option,
+        // which would end it. Smaller buffers are slower and nothing else.
+        if has_size.is_err() && sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX) {
+            let _ = sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES);
+            let _ = sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES);
+        }
         Self::new(socket, None, true, None, cancel)
     }
 

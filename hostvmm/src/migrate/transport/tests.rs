@@ -194,9 +194,9 @@ fn shutdown_and_cancel_end_blocked_calls_at_once() {
                     }
                 });
                 if by_token {
-                    cancel.cancel()
+                    cancel.cancel();
                 } else {
-                    handle.shutdown()
+                    handle.shutdown();
                 }
                 assert!(cancel::is_cancelled(&read.join().unwrap()));
                 assert!(cancel::is_cancelled(&write.join().unwrap()));
