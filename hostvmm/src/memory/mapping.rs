@@ -89,6 +89,23 @@ impl Mapping {
         mapped(result).map(drop)
     }
 
+    /// Forgets what is at `[offset, offset + len_bytes)`, whole pages of private memory, which reads as zeroes then.
+    ///
+    /// # Errors
+    /// What madvise(2) says.
+    ///
+    /// # Panics
+    /// If that is not inside the mapping.
+    pub(super) fn discard(&self, offset: u64, len_bytes: u64) -> io::Result<()> {
+        assert!(offset.checked_add(len_bytes).is_some_and(|end| end <= self.len_bytes as u64), "inside the mapping");
+        // SAFETY: `offset` lies in the mapping.
+        let start = unsafe { self.base.as_ptr().add(offset as usize) };
+        // SAFETY: the range is part of this mapping; its bytes change as by a store of zeroes, which guest memory allows at
+        // any time.
+        let result = unsafe { libc::madvise(start.cast(), len_bytes as usize, libc::MADV_DONTNEED) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     /// Asks for transparent huge pages.
     ///
     /// # Errors

@@ -295,6 +295,22 @@ impl GuestMemory {
             .map_err(|_| MemoryError::OutOfSlot { slot, offset, len_bytes })
     }
 
+    /// Makes `[within.start, within.end)` of `slot`, whole host pages, a hole: it reads as zeroes and takes no memory.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfSlot`] where the range reaches past the slot, [`MemoryError::Io`] where the host refuses.
+    pub fn punch(&self, slot: SlotId, within: Range<u64>) -> Result<(), MemoryError> {
+        let len_bytes = within.end.saturating_sub(within.start);
+        self.slot(slot).check(within.start, len_bytes)?;
+        self.slot(slot).punch(within.start..within.start + len_bytes).map_err(|source| MemoryError::Io {
+            what: "cannot punch a hole into",
+            slot,
+            offset: within.start,
+            len_bytes,
+            source,
+        })
+    }
+
     /// Writes `len_bytes` of `slot` from `offset` to `target` at `at`, without a copy on the way.
     ///
     /// # Errors

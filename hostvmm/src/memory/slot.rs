@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 use std::sync::OnceLock;
 
 use abi::GuestRange;
-use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, memfd_create, seek};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom, fallocate, memfd_create, seek};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestRegionMmap};
 
@@ -215,6 +215,18 @@ impl Slot {
     pub(super) fn adopt(&self, file: File) -> io::Result<()> {
         self.mapping.replace(&file)?;
         self.adopted.set(file).map_err(|_| io::Error::other("another file was taken over before"))
+    }
+
+    /// Makes `within`, which the caller has checked, a hole.
+    pub(super) fn punch(&self, within: Range<u64>) -> io::Result<()> {
+        let len_bytes = within.end - within.start;
+        let (file, lead) = match (&self.store, self.adopted.get()) {
+            (_, Some(adopted)) => (adopted, 0),
+            (Store::File { file, lead }, None) => (file, *lead),
+            (Store::Anonymous, None) => return self.mapping.discard(within.start, len_bytes),
+        };
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(fallocate(file, how, lead + within.start, len_bytes)?)
     }
 
     /// The extents of data in `within`, which the caller has checked.

@@ -5,6 +5,7 @@
 //! - [`Estimate`]: what the passes so far foretell; [`HostTime`], [`ClockOffset`]: moments on two hosts;
 //! - [`SourceVm`], [`DestinationVm`]: what it needs of a machine;
 //! - [`downtime`]: how long the guest did not run, by the hosts and by the guest itself;
+//! - [`postcopy`]: the guest runs at the destination before its memory is all there;
 //! - [`wire`]: the bytes between source and destination, without any input or output;
 //! - [`transport`]: addresses, listeners, channels, TLS, pace; [`file`](mod@file): a guest in a file;
 //! - [`pages`]: zero, whole and delta pages, compressed or not, and how they are proven;
@@ -25,6 +26,7 @@ mod monitor;
 pub mod pages;
 mod parameters;
 mod phase;
+pub mod postcopy;
 mod source;
 #[cfg(test)]
 mod tests;

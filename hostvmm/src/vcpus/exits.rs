@@ -164,9 +164,10 @@ fn park(shared: &Shared, index: usize, state: State, outcome: Outcome) {
     if let Outcome::Ready { progress } = outcome {
         seat.progress = Some(progress);
     }
+    // Before anybody can see that it is parked: whoever pauses and then looks finds what every vCPU has said.
+    shared.post(Event::Parked { vcpu: index, outcome });
     drop(control);
     shared.announce();
-    shared.post(Event::Parked { vcpu: index, outcome });
 }
 
 fn die(shared: &Shared, index: usize, event: Event) -> After {

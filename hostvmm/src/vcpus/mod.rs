@@ -311,7 +311,7 @@ impl Vcpus {
     /// As [`Self::start`]; [`VcpusError::Backend`] where a vCPU cannot be turned off.
     pub fn start_paused(machine: &Machine) -> Result<Self, VcpusError> {
         let shared = Shared::new(machine);
-        shared.lock().paused = true;
+        shared.pause();
         let vcpus = Self::start_on(Arc::new(shared), machine.config().clock, machine.config().vcpus)?;
         if machine.is_incoming() {
             vcpus.vcpus.iter().try_for_each(|vcpu| lock(vcpu).set_on(false))?;

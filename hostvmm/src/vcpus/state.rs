@@ -221,7 +221,7 @@ impl Vcpus {
     /// # Errors
     /// [`VcpusError::NotPaused`], [`VcpusError::Backend`].
     pub fn set_counters(&self, counters: impl FnOnce(HostTime) -> Counters) -> Result<Counters, VcpusError> {
-        self.with_paused(|vcpus, _| {
+        self.with_paused(|vcpus, control| {
             let Some(vcpu) = vcpus.first_mut() else { return Err(VcpusError::NoVcpu { vcpu: 0 }) };
             let listed = vcpu.reg_list()?.contains(&PTIMER_CNT);
             let counters = counters(HostTime::now());
@@ -232,6 +232,8 @@ impl Vcpus {
             }
             vcpu.set_reg(TIMER_CNT, counters.virtual_ticks.into())?;
             self.shared.vm().counter_was_set(counters.virtual_ticks);
+            // The guest's time begins here: what it showed before is no earlier moment of this guest.
+            control.stamps.last_exit = HostTime::now();
             Ok(counters)
         })
     }
@@ -241,7 +243,10 @@ impl Vcpus {
         if self.clock != crate::machine::Clock::Icount {
             return None;
         }
-        let Turn { vcpu, left, idle } = self.shared.lock().turn;
+        let control = self.shared.lock();
+        // Whether the executing thread has noticed that all have parked is a matter of the host's time.
+        let stands = control.seats.iter().all(|seat| matches!(seat.state, State::Parked { .. } | State::Ended));
+        let Turn { vcpu, left, idle } = if stands { Turn::FIRST } else { control.turn };
         Some(TurnState { vcpu, left, idle })
     }
 

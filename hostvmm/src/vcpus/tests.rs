@@ -12,6 +12,7 @@ use super::script::{ScriptVm, Stage};
 use super::{Event, SliceEnd, Vcpus, VcpusError, Wait};
 use crate::backend::Exit;
 use crate::machine::Clock;
+use crate::migrate::HostTime;
 
 /// Only reached by a test that has already failed.
 const LIVENESS: Duration = Duration::from_secs(20);
@@ -232,5 +233,56 @@ fn a_panic_of_the_executing_thread_is_told_and_ends_the_run() {
             other => panic!("{other:?}"),
         }
         vcpus.pause();
+    });
+}
+
+#[test]
+fn a_throttled_guest_is_paused_at_once_and_runs_on_when_released() {
+    let runs = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&runs);
+    let spin = move |stage: &mut Stage<'_>| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        stage.spin()
+    };
+    let vm = ScriptVm::new(vec![Box::new(spin)]);
+    let mut vcpus = start(&vm, Clock::Wall, 1);
+    vcpus.set_throttle(99).unwrap();
+    // Kicked out of the guest and let in again, over and over: nobody else here kicks it.
+    let seen = runs.load(Ordering::SeqCst);
+    while runs.load(Ordering::SeqCst) < seen + 5 {
+        std::thread::yield_now();
+    }
+    vcpus.pause();
+    let seen = runs.load(Ordering::SeqCst);
+    vcpus.set_throttle(50).unwrap();
+    assert_eq!(runs.load(Ordering::SeqCst), seen, "paused is paused");
+    vcpus.resume();
+    while runs.load(Ordering::SeqCst) < seen + 5 {
+        std::thread::yield_now();
+    }
+    vcpus.set_throttle(0).unwrap();
+    assert!(matches!(vcpus.set_throttle(100), Err(VcpusError::Throttle { percent: 100, .. })));
+    vcpus.shutdown();
+    let vm = ScriptVm::new(vec![obedient()]);
+    let error = start(&vm, Clock::Icount, 1).set_throttle(20).unwrap_err().to_string();
+    assert!(error.contains("--clock icount"), "{error}");
+}
+
+#[test]
+fn a_pause_is_stamped_from_the_last_exit_to_the_first_entry() {
+    both_clocks(|clock| {
+        let vm = ScriptVm::new(vec![Box::new(|stage: &mut Stage<'_>| stage.spin())]);
+        let vcpus = start(&vm, clock, 1);
+        let first = vcpus.wait_entry(LIVENESS).expect("it is entered");
+        let before = HostTime::now();
+        vcpus.pause();
+        let left = vcpus.last_exit();
+        assert!(first <= before && before <= left && left <= HostTime::now());
+        vcpus.pause();
+        assert_eq!(vcpus.last_exit(), left, "a pause of a paused machine is none");
+        assert_eq!(vcpus.first_entry(), Some(first));
+        vcpus.resume();
+        let entered = vcpus.wait_entry(LIVENESS).expect("it is entered again");
+        assert!(left <= entered);
     });
 }

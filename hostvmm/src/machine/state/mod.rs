@@ -16,6 +16,8 @@
 
 mod codec;
 mod counter;
+#[cfg(test)]
+pub(crate) mod tests;
 
 pub use self::codec::BadSection;
 pub use self::counter::{CounterSet, CounterState};
