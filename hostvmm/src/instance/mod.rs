@@ -6,7 +6,7 @@
 //!
 //! - [`control`]: run states, and who may change them; [`commands`]: what a client of the control socket can ask for;
 //! - [`vm`]: the instance as a migration sees it; [`sections`]: what moves beside memory; [`log`]: one dirty log for several users;
-//! - [`rate`]: `calc-dirty-rate`.
+//! - [`heartbeat`]: what the guest itself noticed of its move; [`rate`]: `calc-dirty-rate`.
 //!
 //! Threads: this one waits for the guest's events and gives it its steps; each client of the control socket has its own, and
 //! a migration has one. They meet under the lock of the run state, which no vCPU takes.
@@ -15,6 +15,7 @@
 
 mod commands;
 mod control;
+mod heartbeat;
 mod log;
 mod rate;
 mod sections;
@@ -32,6 +33,7 @@ use workload::Plan;
 
 use self::commands::Remote;
 use self::control::{Order, RunControl};
+use self::heartbeat::GapWatch;
 use self::log::{LogUser, SharedLog};
 use self::rate::DirtyRate;
 use self::sections::Luggage;
@@ -210,6 +212,8 @@ pub struct Instance {
     events: Events,
     /// What a guest brought along, between its arrival and its first instruction.
     luggage: Mutex<Option<Luggage>>,
+    /// What its heartbeats tell of its move.
+    gaps: GapWatch,
     started: Instant,
 }
 
@@ -250,6 +254,7 @@ impl Instance {
             migration_events,
             events,
             luggage: Mutex::default(),
+            gaps: GapWatch::default(),
             started: Instant::now(),
             machine,
             vcpus,
@@ -408,6 +413,10 @@ impl Instance {
         let info = serde_json::to_value(self.monitor.info()).unwrap_or_default();
         if self.monitor.phase() != Phase::None {
             ledger.migration = Some(MigrationEntry::from_query(&info));
+        }
+        if let (Some(entry), Some(outcome)) = (&mut ledger.migration, self.gaps.outcome(&self.vcpus)) {
+            outcome.enter(entry);
+            outcome.downtime.disagreements.iter().for_each(|found| progress.line(&format!("downtime: {found}")));
         }
         let control = *self.control();
         let mut without_guest = |verdict, reason: &str| {

@@ -5,6 +5,7 @@
 //! ```text
 //! progress       version u16, flags u16: bit 0, the guest was running
 //! dirty-history  version u16, reserved u16, page u32, pages u64, then one bit a page; one section a slot
+//! heartbeat      as `heartbeat` has it; none without
 //! ```
 
 use crate::dirty::PageBitmap;
@@ -12,6 +13,7 @@ use crate::machine::state::{BadSection, MachineState};
 use crate::memory::SlotId;
 use crate::migrate::wire::{Section, SectionKind};
 
+use super::heartbeat::Departure;
 use super::log::Pages;
 
 const VERSION: u16 = 1;
@@ -28,6 +30,8 @@ pub(super) struct Luggage {
     pub(super) running: bool,
     /// Every page ever dirtied, where that is kept.
     pub(super) history: Option<Pages>,
+    /// Its heartbeats, where it has any.
+    pub(super) heartbeat: Option<Departure>,
 }
 
 /// Sections that are none of ours.
@@ -58,6 +62,7 @@ impl Luggage {
         let flags = if self.running { FLAG_RUNNING } else { 0 };
         let progress = [VERSION.to_le_bytes(), flags.to_le_bytes()].concat();
         sections.push(Section { kind: SectionKind::Progress, index: 0, bytes: progress });
+        sections.extend(self.heartbeat.as_ref().map(Departure::encode));
         for slot in SlotId::ALL {
             if let Some(history) = &self.history {
                 let bytes = encode_history(&history[slot.index()]);
@@ -69,13 +74,16 @@ impl Luggage {
 
     /// What `sections` hold, for a machine whose slots have the pages of `clean`; a history where `track_dirty` says so.
     pub(super) fn decode(sections: &[Section], clean: &Pages, track_dirty: bool) -> Result<Self, BadSections> {
-        let (mut running, mut history) = (None, clean.clone());
+        let (mut running, mut history, mut heartbeat) = (None, clean.clone(), None);
         let mut slots = [false; SlotId::COUNT];
         for Section { kind, index, bytes } in sections {
             let bad = |reason| BadSections::Section { kind: *kind, index: *index, reason };
             match kind {
                 SectionKind::Counter | SectionKind::Uart | SectionKind::Vcpu | SectionKind::Gic => {}
                 SectionKind::Progress if running.is_none() => running = Some(decode_progress(bytes).map_err(bad)?),
+                SectionKind::Heartbeat if heartbeat.is_none() => {
+                    heartbeat = Some(Departure::decode(bytes).map_err(bad)?)
+                }
                 SectionKind::DirtyHistory if track_dirty => {
                     let at = usize::from(*index);
                     let seen = slots.get_mut(at).ok_or_else(|| bad("there is no such slot"))?;
@@ -91,7 +99,7 @@ impl Luggage {
         if track_dirty && slots.contains(&false) {
             return Err(BadSections::Missing(SectionKind::DirtyHistory));
         }
-        Ok(Self { state: MachineState::decode(sections)?, running, history: track_dirty.then_some(history) })
+        Ok(Self { state: MachineState::decode(sections)?, running, history: track_dirty.then_some(history), heartbeat })
     }
 }
 

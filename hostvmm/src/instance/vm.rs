@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::heartbeat::Arrival;
 use super::log::LogUser;
 use super::sections::Luggage;
 use super::{End, Instance, InstanceError, Order, lock, tell};
@@ -139,7 +140,9 @@ impl SourceVm for Instance {
     }
 
     fn start_log(&self) -> Result<(), VmError> {
-        self.log.start(LogUser::Migration).map_err(|error| VmError::new("start the dirty log", error))
+        self.log.start(LogUser::Migration).map_err(|error| VmError::new("start the dirty log", error))?;
+        self.gaps.begin(&self.vcpus, self.machine.config().vcpus, self.machine.vm().as_ref());
+        Ok(())
     }
 
     fn harvest(&self, slot: SlotId, dirty: &mut PageBitmap) -> Result<(), VmError> {
@@ -169,7 +172,11 @@ impl SourceVm for Instance {
         self.announce(order);
         let read = CounterState::read(&self.machine, &self.vcpus);
         let counter = read.map_err(|error| VmError::new("read the guest's counter", error))?;
-        Ok(Moment { at: counter.at, counter: counter.ticks })
+        let stopped = Moment { at: counter.at, counter: counter.ticks };
+        // A guest that stood still before has no gap that would tell of its move.
+        let count = if order == Order::Hold { self.machine.config().vcpus } else { 0 };
+        self.gaps.stopped(&self.vcpus, count, self.machine.vm().as_ref(), stopped);
+        Ok(stopped)
     }
 
     fn resume(&self) {
@@ -187,7 +194,7 @@ impl SourceVm for Instance {
         let state = state.map_err(|error| VmError::new("save the machine's state", error))?;
         let history =
             self.log.seen_by(LogUser::History).map_err(|error| VmError::new("read the dirty history", error))?;
-        Ok(Luggage { state, running: self.control().is_wanted(), history }.encode())
+        Ok(Luggage { state, running: self.control().is_wanted(), history, heartbeat: self.gaps.departure() }.encode())
     }
 
     fn throttle(&self, percent: u8) {
@@ -249,6 +256,17 @@ impl DestinationVm for Instance {
         }
         let at = entered.unwrap_or(set.at);
         let ticks = at.since(set.at).as_nanos() * u128::from(luggage.state.counter.hz) / 1_000_000_000;
-        Ok(Moment { at, counter: set.ticks.wrapping_add(ticks as u64) })
+        let resumed = Moment { at, counter: set.ticks.wrapping_add(ticks as u64) };
+        if let Some(departure) = luggage.heartbeat.filter(|_| order == Order::Run) {
+            // Reckoned on the source's clock, on which the guest's departure is.
+            let arrival = Arrival {
+                resumed: Moment { at: source.reversed().to_ours(resumed.at), ..resumed },
+                uncertainty_ns: source.uncertainty_ns,
+                counter_hz: luggage.state.counter.hz,
+                policy: set.policy,
+            };
+            self.gaps.arrived(departure, arrival);
+        }
+        Ok(resumed)
     }
 }

@@ -31,10 +31,12 @@ pub enum SectionKind {
     Hypercall,
     /// Console output of which the line has not ended.
     Console,
+    /// What the guest's heartbeats were as it left.
+    Heartbeat,
 }
 
 impl SectionKind {
-    const ALL: [(Self, u16, &'static str); 8] = [
+    const ALL: [(Self, u16, &'static str); 9] = [
         (Self::Vcpu, 1, "vcpu"),
         (Self::Gic, 2, "gic"),
         (Self::Uart, 3, "uart"),
@@ -43,6 +45,7 @@ impl SectionKind {
         (Self::Progress, 6, "progress"),
         (Self::Hypercall, 7, "hypercall"),
         (Self::Console, 8, "console"),
+        (Self::Heartbeat, 9, "heartbeat"),
     ];
 
     fn row(self) -> (Self, u16, &'static str) {
