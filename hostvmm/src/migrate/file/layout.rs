@@ -218,3 +218,47 @@ fn checksum(bytes: &[u8]) -> u64 {
 fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `fields` one after another, and their checksum.
+    fn sealed(fields: &[&[u8]]) -> Vec<u8> {
+        let mut bytes = fields.concat();
+        bytes.extend(XxHash3_64::oneshot(&bytes).to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn head_and_seal_are_these_bytes() {
+        let u32s = |value: u32| value.to_le_bytes();
+        let u64s = |value: u64| value.to_le_bytes();
+        let (offer, state) = ([1, 2, 3], [4, 5]);
+        let head = Head::new(Layout { slots: [0x10_0000, 0x20_0000], state: 0x30_0000 }, &offer);
+        let offer_checksum = u64s(XxHash3_64::oneshot(&offer));
+        let places = [0x10_0000, 0x20_0000, 0x30_0000].map(u64s).concat();
+        let expected = sealed(&[b"TDMKFILE", &u32s(1), &u32s(3), &offer_checksum, &places]);
+        assert_eq!(block(&head)[..56], expected);
+
+        let clock = Clock { wall_less_monotonic_ns: -2, boot_id: [7; 16] };
+        let seal = Seal::new(&head, &state, [8, 9], clock);
+        let state_checksum = u64s(XxHash3_64::oneshot(&state));
+        let clock = [&u64s(u64::MAX - 1)[..], &[7; 16]].concat();
+        let (head_checksum, digests) = (&expected[48..], [8, 9].map(u64s).concat());
+        let fields: [&[u8]; 8] =
+            [b"TDMKSEAL", &u32s(1), &u32s(0), head_checksum, &u64s(2), &state_checksum, &digests, &clock];
+        assert_eq!(block(&seal)[..88], sealed(&fields));
+        assert!(is_zero(&block(&seal)[88..]));
+    }
+
+    #[test]
+    fn a_seal_belongs_to_its_head() {
+        let clock = Clock { wall_less_monotonic_ns: 0, boot_id: [0; 16] };
+        let head = |offer: &[u8]| Head::new(Layout { slots: [0, 1], state: 2 }, offer);
+        let seal = block(&Seal::new(&head(b"one"), &[], [0; 2], clock));
+        assert!(matches!(Seal::decode(&seal, &head(b"one")), Ok(Some(_))));
+        assert!(matches!(Seal::decode(&seal, &head(b"two")), Err(Wrong::Damaged)));
+        assert!(matches!(Seal::decode(&[0; BLOCK], &head(b"two")), Ok(None)));
+    }
+}
