@@ -154,13 +154,13 @@ impl Client {
                 self.keep(message)?;
                 continue;
             }
+            if message.get("id").is_some_and(|of| *of != id) {
+                // The answer to a command whose caller did not wait for it.
+                continue;
+            }
             if let Some(error) = message.get("error") {
                 let text = |key| error.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
                 return Err(ClientError::Refused { class: text("class"), desc: text("desc") });
-            }
-            if message.get("id") != Some(&id) {
-                // The answer to a command whose caller did not wait for it.
-                continue;
             }
             return match message.get_mut("return") {
                 Some(value) => Ok(value.take()),

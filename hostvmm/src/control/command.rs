@@ -99,12 +99,14 @@ pub enum Command {
     },
     /// `x-tidemark-status`.
     Status,
+    /// `x-tidemark-checksum`.
+    Checksum,
     /// `quit`.
     Quit,
 }
 
 /// Every command's name, in the order of `query-commands`.
-pub const COMMANDS: [&str; 23] = [
+pub const COMMANDS: [&str; 24] = [
     "qmp_capabilities",
     "query-version",
     "query-commands",
@@ -128,6 +130,7 @@ pub const COMMANDS: [&str; 23] = [
     "calc-dirty-rate",
     "query-dirty-rate",
     "x-tidemark-status",
+    "x-tidemark-checksum",
 ];
 
 /// What a request came to.
@@ -187,6 +190,7 @@ pub(super) fn decode(name: &str, arguments: Map<String, Value>) -> Result<Decode
         "calc-dirty-rate" => calc_dirty_rate(&mut arguments)?,
         "query-dirty-rate" => Command::QueryDirtyRate { unit: arguments.unit()? },
         "x-tidemark-status" => Command::Status,
+        "x-tidemark-checksum" => Command::Checksum,
         name => {
             return Err(CommandError {
                 class: ErrorClass::CommandNotFound,

@@ -18,6 +18,7 @@ use crate::heartbeat::HeartbeatEntry;
 use crate::memory::SlotId;
 use crate::migrate::transport::Uri;
 use crate::migrate::{ParameterError, Phase};
+use crate::pass::{PageSource as _, SlotView, sum_r};
 
 /// An instance as its clients see it.
 pub(super) struct Remote(pub(super) Arc<Instance>);
@@ -65,6 +66,7 @@ impl Handler for Remote {
             Command::CalcDirtyRate { time, unit } => self.calc_dirty_rate(DirtyRate::duration(time, unit)),
             Command::QueryDirtyRate { unit } => self.dirty_rate(unit),
             Command::Status => self.status(),
+            Command::Checksum => self.checksum(),
             Command::Quit => done(instance.ask_end(End::Quit)),
         }
     }
@@ -181,6 +183,24 @@ impl Remote {
             verified: instance.agenda().verified.clone(),
             pid: std::process::id(),
         })
+    }
+}
+
+impl Remote {
+    /// `sum -r` of each slot, of a guest that stands still.
+    fn checksum(&self) -> Result<Value, CommandError> {
+        let instance = &self.0;
+        let state = instance.control().state();
+        if !matches!(state, RunState::Prelaunch | RunState::Paused | RunState::Postmigrate) {
+            let name = state.name();
+            return Err(CommandError::generic(format!("A guest that is {name} has no checksum: `stop` it first")));
+        }
+        let of = |slot: SlotId| {
+            let view = SlotView::new(instance.machine.memory(), slot);
+            let sum = sum_r(&view).map_err(|error| CommandError::generic(error.to_string()))?;
+            Ok((slot.to_string(), json!({ "sum-r": sum.checksum(), "bytes": view.len_bytes() })))
+        };
+        SlotId::ALL.into_iter().map(of).collect::<Result<Map<_, _>, _>>().map(Value::Object)
     }
 }
 
