@@ -30,8 +30,6 @@ struct Block {
     reserved: [u64; 3],
     histogram: [AtomicU64; BUCKETS],
     largest: [Record; LARGEST],
-    /// The gap before the current one.
-    previous: Record,
     /// Ticks of the shortest gap in `largest`, zero while there is room.
     shortest: AtomicU64,
 }
@@ -46,7 +44,7 @@ struct Record {
 }
 
 const _: () = assert!(
-    core::mem::offset_of!(Block, previous) == size_of::<HeartbeatBlock>()
+    core::mem::offset_of!(Block, shortest) == size_of::<HeartbeatBlock>()
         && size_of::<Record>() == size_of::<GapRecord>()
         && align_of::<Block>() as u64 == HEARTBEAT_ALIGN
         && core::mem::offset_of!(Block, mark) as u64 == HEARTBEAT_MARK
@@ -109,8 +107,7 @@ impl Block {
             reserved: [0; 3],
             histogram: [const { AtomicU64::new(0) }; BUCKETS],
             largest: [const { Record::new() }; LARGEST],
-            previous: Record::new(),
-            shortest: AtomicU64::new(0),
+                shortest: AtomicU64::new(0),
         }
     }
 
@@ -151,10 +148,15 @@ pub(crate) fn start(vcpu: usize) {
 /// One beat of this vCPU, `vcpu`. Interrupts are masked: a beat is not interrupted by another.
 pub(crate) fn beat(vcpu: usize) {
     let block = &BLOCKS[vcpu];
-    // Before the counter: a host that stops the vCPU between the two finds its mark looked at in the next beat, which
-    // remembers this gap.
-    let mark = block.mark.load(Ordering::Relaxed);
-    let (now, cycles) = (timer::now(), read_cycles(block));
+    // Until nothing happened in between: a host that stops the vCPU here and marks it stopped it in the gap that ends now,
+    // one that stops it later in the gap that begins now, and then the next beat sees the mark.
+    let (mark, now, cycles) = loop {
+        let mark = block.mark.load(Ordering::Relaxed);
+        let (now, cycles) = (timer::now(), read_cycles(block));
+        if block.mark.load(Ordering::Relaxed) == mark {
+            break (mark, now, cycles);
+        }
+    };
     let gap = Gap {
         start: block.last.load(Ordering::Relaxed),
         end: now,
@@ -172,10 +174,8 @@ pub(crate) fn beat(vcpu: usize) {
     let bucket = &block.histogram[bucket(ns)];
     bucket.store(bucket.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     if mark != block.marked.number.load(Ordering::Relaxed) {
-        let previous = block.previous.gap();
-        block.marked.store(if previous.ticks() > gap.ticks() { previous } else { gap }, mark);
+        block.marked.store(gap, mark);
     }
-    block.previous.store(gap, 0);
     let reset = block.reset.load(Ordering::Relaxed);
     if reset != block.reset_seen.load(Ordering::Relaxed) {
         block.forget_largest();
