@@ -103,12 +103,12 @@ pub(super) fn text(entry: &MigrationEntry) -> String {
     if let Some(clock) = &entry.clock {
         let cycles = clock.gap_cycles.map_or(String::new(), |cycles| format!(", {cycles} cycles"));
         line(format!(
-            "downtime by the guest {}{cycles}: {} ns ({:.1} ppm) beside the host's, known to {} ns, counter {}",
+            "downtime by the guest {}{cycles}: {} ns beside the host's, which may be {}; counter {} and is off by {:.1} ppm",
             time(entry.downtime_guest_ns),
             clock.error_ns,
-            entry.counter_error_ppm,
             clock.tolerance_ns,
-            clock.policy
+            clock.policy,
+            entry.counter_error_ppm
         ));
         if clock.lines > 0 {
             line(format!("clock: {} lines, {} jumps", clock.lines, clock.jumps));

@@ -139,7 +139,13 @@ fn drive(
         if matches!(moment, Moment::After(_)) {
             source.execute("migrate-set-parameters", json!({ "max-bandwidth": SLOW }))?;
         }
-        crossing.begin(&mut source, &ends.source)?;
+        match moment {
+            // A source that stops on its way cannot say that it has begun.
+            Moment::At(boundary) if boundary.is_source() => {
+                source.leave("migrate", json!({ "uri": ends.source }))?;
+            }
+            _ => crossing.begin(&mut source, &ends.source)?,
+        }
         let called_off = call_off(&watch, *moment, &mut source, &mut destination)?;
         let outcome = crossing.wait(&mut source, Some(&mut destination))?;
         let mut cancel = CancelEntry {
@@ -211,7 +217,7 @@ fn call_off(
     }
     let begun = Instant::now();
     if source.is_stopped() {
-        source.leave("migrate_cancel", watch.timeout())?;
+        source.leave("migrate_cancel", json!({}))?;
     } else {
         // Refused from the commit on, or because it is over: what it came to shows which.
         match source.execute("migrate_cancel", json!({})) {
@@ -249,7 +255,16 @@ fn check_health(
 fn succeed(crossing: &Crossing<'_>, mut source: Side, number: usize, ledger: &mut Ledger) -> Result<(), PairError> {
     let ends = crossing.place.ends(&Way::Unix, number).map_err(PairError::Place)?;
     let mut last = crossing.incoming("Z", &ends.destination, &[])?;
-    crossing.begin(&mut source, &ends.source)?;
+    if source.migration()?["status"] == "cancelled" {
+        // It may stop at its boundary once more, before it can say that it has begun.
+        source.leave("migrate", json!({ "uri": ends.source }))?;
+        let _awake = source.keep_awake();
+        crossing.watch.until("the second migration to begin", || {
+            Ok((source.migration()?["status"] != "cancelled").then_some(()))
+        })?;
+    } else {
+        crossing.begin(&mut source, &ends.source)?;
+    }
     let outcome = crossing.wait(&mut source, Some(&mut last))?;
     let mut findings = Findings::of_run(ledger);
     let completed = findings.check("second migration", outcome.status() == "completed", "completed", || {

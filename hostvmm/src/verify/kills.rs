@@ -18,6 +18,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::Interrupt;
 use super::migrate::{conclude, judge_end};
 use super::pair::crossing::{Crossing, PLANT, has_ended};
@@ -157,10 +159,9 @@ fn drive(
     let mut source = crossing.first("A", &options(true))?;
     let mut destination = crossing.incoming("B", &ends.destination, &options(false))?;
     source.wait_steps(&watch, STEPS)?;
-    match crossing.begin(&mut source, &ends.source) {
-        Ok(()) | Err(PairError::Ended { .. }) => {}
-        // The answer of a side that is stopped or killed before it can give one.
-        Err(PairError::Command { .. }) if kill.0.boundary.is_source() => {}
+    // A source that is stopped or killed on its way cannot say that it has begun.
+    match source.leave("migrate", json!({ "uri": ends.source })) {
+        Ok(()) | Err(PairError::Ended { .. } | PairError::Command { .. }) => {}
         Err(error) => return Err(error),
     }
     let mut sides = Sides { source: &mut source, destination: &mut destination, kill, both: false };
@@ -228,13 +229,18 @@ struct Sides<'a> {
 impl Sides<'_> {
     /// Waits until the fault has struck and both sides have come to an end with it.
     fn settle(&mut self, watch: &Watch<'_>) -> Result<Survivor, PairError> {
-        if self.kill.0.action == Action::Stop {
-            let what = format!("the {} to reach {}", self.kill.side(), self.kill.0.boundary);
-            watch.until(&what, || Ok(self.is_stopped().then_some(())))?;
-            watch.pass(STOPPED)?;
-            self.source.go_on();
-            self.destination.go_on();
+        let what = format!("the {} to reach {}", self.kill.side(), self.kill.0.boundary);
+        match self.kill.0.action {
+            Action::Stop => {
+                watch.until(&what, || Ok(self.victim().is_stopped().then_some(())))?;
+                watch.pass(STOPPED)?;
+            }
+            Action::Kill => {
+                watch.until(&what, || Ok(self.victim().ended()))?;
+            }
+            Action::Cut | Action::Fail | Action::DiskFull => {}
         }
+        let _awake = [self.source.keep_awake(), self.destination.keep_awake()];
         let what = format!("one side to have the guest after {}", self.kill);
         let survivor = watch.until(&what, || self.survivor())?;
         // An old copy that comes to life does so soon.
@@ -246,8 +252,8 @@ impl Sides<'_> {
         Ok(survivor)
     }
 
-    fn is_stopped(&self) -> bool {
-        if self.kill.0.boundary.is_source() { self.source.is_stopped() } else { self.destination.is_stopped() }
+    fn victim(&mut self) -> &mut Side {
+        if self.kill.0.boundary.is_source() { self.source } else { self.destination }
     }
 
     /// Whether the source runs the guest, and whether the destination does.
@@ -267,6 +273,8 @@ impl Sides<'_> {
         Ok(match (gone, here, there) {
             ([true, true], ..) => Some(Survivor::None),
             ([true, false], _, true) => Some(Survivor::Destination),
+            // Nobody has ever connected there: it waits on, without a guest.
+            ([true, false], ..) if self.kill.0.boundary == Boundary::SourceSetup => Some(Survivor::None),
             ([false, true], true, _) => Some(Survivor::Source),
             ([false, _], ..) => {
                 let info = self.source.migration()?;

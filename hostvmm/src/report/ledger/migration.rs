@@ -25,7 +25,7 @@ pub struct MigrationEntry {
     pub downtime_host_ns: u64,
     /// Downtime by the guest's counter, in ns: the longest gap between two heartbeats of a vCPU around the hand-over.
     pub downtime_guest_ns: u64,
-    /// Disagreement of the two, in parts per million.
+    /// What the guest's counter moved beyond what it should have, in millionths of the downtime.
     pub counter_error_ppm: f64,
     /// Where it went, as given to `migrate`.
     #[serde(skip_serializing_if = "Option::is_none", default)]

@@ -65,9 +65,6 @@ impl MigrateSpec {
         let mut options: Vec<String> = machine_options(&self.base).split_whitespace().map(str::to_owned).collect();
         options.push("--firmware".to_owned());
         options.push(self.base.firmware.display().to_string());
-        if self.verify_guest {
-            options.push("--verify-guest".to_owned());
-        }
         options
     }
 

@@ -65,6 +65,11 @@ impl Way {
     pub(in crate::verify) fn is_file(&self) -> bool {
         matches!(self, Self::File) || matches!(self, Self::Given(uri) if uri.starts_with("file:"))
     }
+
+    /// Whether the destination takes over the source's memory, rather than a copy.
+    pub(in crate::verify) fn shares_memory(&self) -> bool {
+        matches!(self, Self::Fd) || matches!(self, Self::Given(uri) if uri.starts_with("fd:"))
+    }
 }
 
 /// The two ends of one migration.

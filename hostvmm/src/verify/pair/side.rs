@@ -2,13 +2,15 @@
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead as _, BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 
 use super::clock_lines::ClockLine;
@@ -18,6 +20,12 @@ use crate::control::{Address, Client, ClientError};
 use crate::report::Ledger;
 use crate::report::ledger::LedgerError;
 
+/// How long a reply may take; the checksum of a large region is the slowest.
+const REPLY: Duration = Duration::from_secs(60);
+/// How long a reply that need not come is waited for.
+const NO_REPLY: Duration = Duration::from_millis(5);
+/// How often a process that may be stopped is told to go on.
+const ALARM: Duration = Duration::from_millis(5);
 /// Lines of a VM's standard error that are kept for a report.
 const LINES_KEPT: usize = 40;
 /// Of these, as many are told.
@@ -110,6 +118,8 @@ struct Printed {
 pub(in crate::verify) struct Side {
     name: String,
     process: Child,
+    /// The process itself, whatever its number is later used for.
+    handle: Arc<OwnedFd>,
     printed: Arc<Mutex<Printed>>,
     reader: Option<JoinHandle<()>>,
     address: Address,
@@ -152,13 +162,16 @@ impl Side {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(failed)?;
+        let pid = Pid::from_child(&process);
+        let handle = pidfd_open(pid, PidfdFlags::empty()).map(Arc::new).map_err(|error| failed(error.into()))?;
         let printed = Arc::<Mutex<Printed>>::default();
         let reader = process.stderr.take().map(|stderr| {
             let printed = Arc::clone(&printed);
             std::thread::spawn(move || keep_lines(stderr, &printed))
         });
         let name = name.to_owned();
-        Ok(Self { name, process, printed, reader, address: Address::Unix(socket), ledger, client: None, status: None })
+        let address = Address::Unix(socket);
+        Ok(Self { name, process, handle, printed, reader, address, ledger, client: None, status: None })
     }
 
     /// Its name.
@@ -186,16 +199,17 @@ impl Side {
         }
     }
 
-    /// Sends a command to a process that is stopped: it reads it when it goes on, and nobody waits for the answer.
+    /// Sends a command to a process that is stopped, or that the command stops: it is done when the process goes on, and
+    /// nobody waits for the answer.
     ///
     /// # Errors
     /// As [`Self::execute`].
-    pub(in crate::verify) fn leave(&mut self, command: &str, patience: Duration) -> Result<(), PairError> {
+    pub(in crate::verify) fn leave(&mut self, command: &str, arguments: Value) -> Result<(), PairError> {
         self.connect()?;
         if let Some(client) = &mut self.client {
-            client.set_timeout(Duration::from_millis(1));
-            let result = client.execute(command, json!({}));
-            client.set_timeout(patience);
+            client.set_timeout(NO_REPLY);
+            let result = client.execute(command, arguments);
+            client.set_timeout(REPLY);
             if let Err(source) = result
                 && !matches!(source, ClientError::TimedOut { .. })
             {
@@ -209,8 +223,11 @@ impl Side {
         if self.client.is_none() {
             let process = &mut self.process;
             let is_alive = || matches!(process.try_wait(), Ok(None));
-            match Client::connect_to_starting(&self.address, Duration::from_secs(60), is_alive) {
-                Ok(client) => self.client = Some(client),
+            match Client::connect_to_starting(&self.address, REPLY, is_alive) {
+                Ok(mut client) => {
+                    client.set_timeout(REPLY);
+                    self.client = Some(client);
+                }
                 Err(source) => return Err(self.broken("connect", source)),
             }
         }
@@ -323,16 +340,21 @@ impl Side {
 
     /// Lets a stopped process go on.
     pub(in crate::verify) fn go_on(&self) {
-        self.signal(Signal::CONT);
+        go_on(&self.handle);
     }
 
-    fn signal(&self, signal: Signal) {
-        // The process is our child and not yet waited for, so that its number is nobody else's.
-        if self.status.is_none()
-            && let Some(pid) = Pid::from_raw(self.process.id().cast_signed())
-        {
-            let _ = kill_process(pid, signal);
-        }
+    /// Lets the process go on whenever it is stopped, until what is returned is dropped: a process may stop between a
+    /// command's arrival and its reply, which would never come.
+    pub(in crate::verify) fn keep_awake(&self) -> Awake {
+        let (handle, asleep) = (Arc::clone(&self.handle), Arc::<AtomicBool>::default());
+        let until = Arc::clone(&asleep);
+        let thread = std::thread::spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                go_on(&handle);
+                std::thread::park_timeout(ALARM);
+            }
+        });
+        Awake { asleep, thread: Some(thread) }
     }
 
     /// Asks the process to end, which lets a VM that has the guest verify it, and returns what it leaves.
@@ -366,6 +388,29 @@ impl Side {
             let _ = reader.join();
         }
     }
+}
+
+/// Sees to it that a process is not stopped for long; see [`Side::keep_awake`].
+#[derive(Debug)]
+pub(in crate::verify) struct Awake {
+    asleep: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        self.asleep.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // It cannot panic.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn go_on(handle: &OwnedFd) {
+    // One that has ended needs nothing.
+    let _ = pidfd_send_signal(handle, Signal::CONT);
 }
 
 impl Drop for Side {

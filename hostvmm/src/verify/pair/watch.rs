@@ -21,11 +21,6 @@ impl<'a> Watch<'a> {
         Self { timeout, interrupt }
     }
 
-    /// How long anything is waited for.
-    pub(in crate::verify) fn timeout(&self) -> Duration {
-        self.timeout
-    }
-
     /// Asks `look` until it has an answer.
     ///
     /// # Errors
