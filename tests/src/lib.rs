@@ -2,7 +2,9 @@
 //!
 //! Both are built by the cargo that runs the tests, once a test program, so a test never sees a stale one. Where the
 //! bare-metal target is not installed there is no firmware, and a test reports itself skipped ([`firmware_or_skip`]):
-//! `cargo test` works before any set-up, and says what it left out.
+//! `cargo test` works before any set-up, and says what it left out. [`vm`] runs one in the background.
+
+pub mod vm;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

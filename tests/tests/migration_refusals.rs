@@ -1,0 +1,115 @@
+//! Migrations that cannot be: one clear error on both sides, and the source goes on.
+
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use tests::vm::Vm;
+use tests::{firmware_or_skip, run};
+
+const WORKLOAD: &str = "dirtyram:pages=256,step=16,sleep_ms=1";
+
+/// Options of a small VM.
+fn options<'a>(firmware: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
+    let base = ["--firmware", firmware.to_str().unwrap(), "--accel", "emulator", "--workload", WORKLOAD];
+    let ram = if more.contains(&"--ram") { [].as_slice() } else { &["--ram", "32M"] };
+    base.iter().chain(ram).chain(more).copied().collect()
+}
+
+/// The source still has the guest, and it is whole.
+#[track_caller]
+fn expect_goes_on(source: Vm) {
+    let info = source.client(&["info", "migrate"]);
+    info.expect_status(0);
+    let end = source.end();
+    end.expect_status(0);
+    assert_eq!(end.ledger["verdict"], "pass", "{}", end.stderr);
+    assert_eq!(end.ledger["passes"][0]["digest_guest"], end.ledger["passes"][0]["digest_model"]);
+}
+
+#[test]
+fn a_destination_that_is_not_there_is_one_error() {
+    let Some(firmware) = firmware_or_skip() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let source = Vm::start(directory.path(), "source", options(firmware, &[]));
+    let nowhere = format!("unix:{}/nowhere", directory.path().display());
+    source.client(&["migrate", &nowhere]).expect_refusal(1, "nowhere");
+    source.client(&["migrate", "tcp:127.0.0.1:1"]).expect_refusal(1, "127.0.0.1:1");
+    expect_goes_on(source);
+}
+
+#[test]
+fn addresses_that_are_none_are_refused() {
+    let Some(firmware) = firmware_or_skip() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let source = Vm::start(directory.path(), "source", options(firmware, &[]));
+    for bad in ["nonsense", "", "tcp:", "tcp:host", "tcp:127.0.0.1:99999", "unix:", "carrier:pigeon"] {
+        let refusal = source.client(&["migrate", bad]);
+        assert!([1, 2].contains(&refusal.status), "{bad}: {} {}", refusal.status, refusal.stderr);
+        refusal.expect_refusal(refusal.status, "error");
+    }
+    expect_goes_on(source);
+}
+
+#[test]
+fn a_destination_that_differs_is_refused_by_name_on_both_sides() {
+    let Some(firmware) = firmware_or_skip() else { return };
+    for (more, word) in [
+        (["--ram", "64M"].as_slice(), "ram"),
+        (&["--region-size", "16M"], "region"),
+        (&["--granule", "64k", "--va-bits", "42"], "granule"),
+        (&["--vcpus", "2"], "vcpu"),
+        (&["--seed", "9"], "seed"),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let source = Vm::start(directory.path(), "source", options(firmware, &[]));
+        let uri = format!("unix:{}/m", directory.path().display());
+        let mut other = options(firmware, more);
+        other.extend(["--incoming", &uri]);
+        let destination = Vm::start(directory.path(), "destination", &other);
+        source.client(&["migrate", &uri]).expect_refusal(1, word);
+        let end = destination.wait();
+        end.expect_status(1);
+        let errors: Vec<&str> = end.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!(errors.len(), 1, "{}", end.stderr);
+        assert!(errors[0].to_lowercase().contains(word), "{word}: {errors:?}");
+        expect_goes_on(source);
+    }
+}
+
+#[test]
+fn a_listener_is_the_owners_alone_and_garbage_gets_nothing() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let Some(firmware) = firmware_or_skip() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("m");
+    let uri = format!("unix:{}", path.display());
+    let mut waiting = options(firmware, &[]);
+    waiting.extend(["--incoming", &uri]);
+    let mut destination = Vm::start(directory.path(), "destination", &waiting);
+    destination.until("its listener", |_| path.exists().then_some(()));
+    for socket in [&path, &directory.path().join("destination.qmp")] {
+        assert_eq!(std::fs::metadata(socket).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    for garbage in [b"GET / HTTP/1.0\r\n\r\n".to_vec(), vec![0; 4096], vec![0xff; 100_000]] {
+        // It may be turned away before it has said everything.
+        let _ = UnixStream::connect(&path).unwrap().write_all(&garbage);
+    }
+    let source = Vm::start(directory.path(), "source", options(firmware, &[]));
+    source.client(&["migrate", &uri]).expect_status(0);
+    source.end().expect_status(0);
+    destination.end().expect_status(0);
+}
+
+#[test]
+fn options_that_no_migration_has_are_usage_errors() {
+    let refuse = |arguments: &[&str], word: &str| run(arguments, false).expect_refusal(2, word);
+    refuse(&["verify", "migrate", "--uri", "pigeon"], "pigeon");
+    refuse(&["verify", "migrate", "--hops", "3"], "--hops");
+    refuse(&["verify", "chain", "--hops", "0"], "hops");
+    refuse(&["verify", "passes", "--pairs", "2"], "--pairs");
+    refuse(&["verify", "cancel", "--at", "soon"], "soon");
+    refuse(&["verify", "cancel", "--kills", "source-setup=burn"], "burn");
+    refuse(&["verify", "migrate", "--clock", "icount"], "icount");
+    refuse(&["verify", "migrate", "--downtime-limit", "-1"], "downtime-limit");
+}
