@@ -107,7 +107,7 @@ impl Block {
             reserved: [0; 3],
             histogram: [const { AtomicU64::new(0) }; BUCKETS],
             largest: [const { Record::new() }; LARGEST],
-                shortest: AtomicU64::new(0),
+            shortest: AtomicU64::new(0),
         }
     }
 
