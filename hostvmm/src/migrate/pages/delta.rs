@@ -170,7 +170,7 @@ pub struct DeltaStats {
 /// The pages that were sent last, as many as fit. Shared by all channels: a page may go by another one in each pass.
 #[derive(Debug)]
 pub struct DeltaCache {
-    shards: Box<[Mutex<Box<[Option<Entry>]>>]>,
+    shards: Box<[Mutex<Shard>]>,
     places: u64,
     page_bytes: usize,
     pages: AtomicU64,
@@ -178,6 +178,9 @@ pub struct DeltaCache {
     misses: AtomicU64,
     overflows: AtomicU64,
 }
+
+/// Every so-many-th place, so that neighbours have different locks.
+type Shard = Box<[Option<Entry>]>;
 
 #[derive(Debug)]
 struct Entry {

@@ -235,7 +235,7 @@ proptest! {
     ) {
         let cache = delta.then(|| Arc::new(DeltaCache::new(1 << 20, 4096)));
         let mut pair = Pair::new(4096, cache, zstd);
-        let text: Vec<u8> = (0..3 * 4096_u32).map(|at| (at * at >> 7) as u8).collect();
+        let text: Vec<u8> = (0..3 * 4096_u32).map(|at| ((at * at) >> 7) as u8).collect();
         pair.source.copy_to_slot(SlotId::Region, 4096, &text).unwrap();
         pair.pass(SlotId::Region, 1, vec![0..5]);
         pair.source.copy_to_slot(SlotId::Region, 7000, b"changed").unwrap();
