@@ -269,4 +269,11 @@ impl DestinationVm for Instance {
         }
         Ok(resumed)
     }
+
+    fn lost(&self) {
+        self.control().end(RunState::InternalError);
+        // A vCPU that waits for a page is let go of meanwhile; none executes once this returns.
+        self.vcpus.pause();
+        self.announce(Order::Hold);
+    }
 }

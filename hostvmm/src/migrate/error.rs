@@ -9,6 +9,7 @@ use super::clock::HostTime;
 use super::monitor::{MonitorError, PlantedFailure};
 use super::pages::PageError;
 use super::phase::Cancelled;
+use super::postcopy::PostcopyError;
 use super::transport::TransportError;
 use super::vm::VmError;
 use super::wire::{Mismatch, Refusal, Text, WireError};
@@ -68,6 +69,17 @@ pub enum MigrateError {
     /// A batch could not be made or opened, or is not what was sent.
     #[error(transparent)]
     Pages(#[from] PageError),
+    /// Pages that were still at the source could not be asked for or placed.
+    #[error(transparent)]
+    Postcopy(#[from] PostcopyError),
+    /// Memory was on both sides, and one is lost: the guest is whole on neither, and stands still on both.
+    #[error(
+        "the guest is lost: {why}, while its memory was on both sides; the source keeps it paused as it was when it was handed over, and `cont` there takes that back if the destination is known to be gone"
+    )]
+    PostcopyLost {
+        /// How.
+        why: String,
+    },
     /// Memory files could not be handed over.
     #[error(transparent)]
     Adoption(#[from] AdoptionError),

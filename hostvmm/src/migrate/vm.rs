@@ -122,4 +122,8 @@ pub trait DestinationVm: Send + Sync {
     /// # Errors
     /// [`VmError`] where it cannot run; then it does not.
     fn run(&self, counter: CounterPolicy, stopped: Moment, source: ClockOffset) -> Result<Moment, VmError>;
+
+    /// The guest runs, or is about to, and has lost memory that was still at the source: stops it for good. It is called on
+    /// any thread, more than once, and returns when nothing executes.
+    fn lost(&self);
 }

@@ -24,7 +24,7 @@ use crate::migrate::wire::{Loaded, Message, Resumed};
 
 /// Loads the state, verifies memory, and tells the source. Returns when the guest stopped there.
 pub(super) fn load(incoming: &mut Incoming<'_>, terms: &Terms, all: Everything) -> Result<Moment, MigrateError> {
-    let Everything { stopped, sections, source, ours, digest_time, at } = all;
+    let Everything { stopped, sections, source, ours, digest_time, at, .. } = all;
     incoming.vm.load(&sections)?;
     incoming.monitor.at(Boundary::DestinationLoaded)?;
     let load_ns = ns(at);

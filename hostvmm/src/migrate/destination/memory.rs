@@ -7,6 +7,7 @@ use super::door::Door;
 use super::pages::{Arrived, Pages};
 use super::side::{self, Turnstile};
 use super::{Incoming, Terms};
+use crate::dirty::PageBitmap;
 use crate::memory::SlotId;
 use crate::migrate::digest::{SlotDigests, file_digest, memory_digest};
 use crate::migrate::error::MigrateError;
@@ -16,7 +17,7 @@ use crate::migrate::parameters::DigestMode;
 use crate::migrate::phase::{Active, Device, Stage};
 use crate::migrate::transport::Handle;
 use crate::migrate::vm::Moment;
-use crate::migrate::wire::{Incoming as Order, Message, PassEnd, Section, Sections, SlotPass};
+use crate::migrate::wire::{Incoming as Order, Message, PassEnd, Pending, Section, Sections, SlotPass};
 
 /// Everything that the source has sent, not yet loaded.
 pub(super) struct Everything {
@@ -32,6 +33,8 @@ pub(super) struct Everything {
     pub(super) digest_time: Duration,
     /// When the last section was here.
     pub(super) at: Instant,
+    /// Pages that will come while the guest runs, if any may; then there is no digest yet.
+    pub(super) missing: Option<[PageBitmap; SlotId::COUNT]>,
 }
 
 /// Receives memory and state.
@@ -106,6 +109,7 @@ impl Moving<'_, '_> {
         let mut sections = Sections::new();
         // Computed as soon as memory is complete, while the source is busy with its state and its own digest.
         let mut digests = None;
+        let mut missing = None;
         let mut at = Instant::now();
         loop {
             let (message, payload_bytes) = self.incoming.next()?;
@@ -121,14 +125,35 @@ impl Moving<'_, '_> {
                     sections.add(part)?;
                     at = Instant::now();
                 }
-                Message::Digest(Some(source)) => {
+                Message::Pending(pending) => {
+                    self.note_missing(missing.get_or_insert_with(|| self.no_pages()), &pending)
+                }
+                Message::Digest(None) if missing.is_some() => {
+                    let (sections, none) = (sections.finish()?, [0; SlotId::COUNT]);
+                    let digest_time = Duration::ZERO;
+                    return Ok(Everything { stopped, sections, source: none, ours: none, digest_time, at, missing });
+                }
+                Message::Digest(Some(source)) if missing.is_none() => {
                     let (ours, digest_time) = digests.map_or_else(|| self.digests(), Ok)?;
                     let sections = sections.finish()?;
-                    return Ok(Everything { stopped, sections, source, ours, digest_time, at });
+                    return Ok(Everything { stopped, sections, source, ours, digest_time, at, missing });
                 }
                 other => return Err(self.incoming.unexpected(&other)),
             }
         }
+    }
+
+    fn no_pages(&self) -> [PageBitmap; SlotId::COUNT] {
+        let vm = self.incoming.vm;
+        SlotId::ALL.map(|slot| PageBitmap::covering(vm.memory().slot(slot).range().len_bytes(), vm.log_page_bytes()))
+    }
+
+    /// The order has judged that the slot has these pages.
+    fn note_missing(&self, missing: &mut [PageBitmap; SlotId::COUNT], pending: &Pending) {
+        let first = (pending.first / 64) as usize;
+        missing[pending.slot.index()].fill_words(|words| {
+            words.iter_mut().skip(first).zip(&pending.words).for_each(|(word, more)| *word |= more);
+        });
     }
 
     /// All of a pass is here, or it is an error.
@@ -160,7 +185,7 @@ impl Moving<'_, '_> {
     }
 }
 
-fn compare(pass: u32, slot: SlotId, sent: SlotPass, received: SlotPass) -> Result<(), MigrateError> {
+pub(super) fn compare(pass: u32, slot: SlotId, sent: SlotPass, received: SlotPass) -> Result<(), MigrateError> {
     if sent.pages != received.pages {
         return Err(MigrateError::PassPages { pass, slot, sent: sent.pages, received: received.pages });
     }

@@ -3,7 +3,8 @@
 //! - `door`: who is let in, and what a source that has lost its connection is told;
 //! - `memory`: passes of pages, while the guest runs at the source and then does not; `pages`: one channel's; `side`: channels
 //!   side by side;
-//! - `arrival`: the state is loaded, memory verified, and the guest runs once the source has given it away.
+//! - `arrival`: the state is loaded, memory verified, and the guest runs once the source has given it away;
+//! - `postcopy`: the guest runs before all of its memory is here.
 //!
 //! Before the commit whatever fails discards the guest, which runs on at the source. After it this side alone decides: the
 //! guest runs, or it is discarded and the source, which asks, is told so.
@@ -12,8 +13,10 @@ mod arrival;
 mod door;
 mod memory;
 mod pages;
+mod postcopy;
 mod side;
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use self::door::{Door, Fate};
@@ -26,6 +29,7 @@ use super::info::{MigrationInfo, RamInfo};
 use super::monitor::Monitor;
 use super::parameters::{CounterPolicy, DigestMode};
 use super::phase::{Phase, Setup, Stage};
+use super::postcopy::MissingPages;
 use super::transport::{Handle, Listener};
 use super::vm::DestinationVm;
 use super::wire::{Agreement, Features, Incoming as Order, Message, Role, Text, WireError};
@@ -113,7 +117,8 @@ struct Incoming<'a> {
     vm: &'a dyn DestinationVm,
     monitor: &'a Monitor,
     reader: FrameReader,
-    writer: FrameWriter,
+    /// Shared with the thread that asks for pages in post-copy.
+    writer: Arc<Mutex<FrameWriter>>,
     order: Order,
     handle: Handle,
 }
@@ -151,7 +156,7 @@ impl<'a> Incoming<'a> {
             vm,
             monitor,
             reader: FrameReader::new(reader),
-            writer: FrameWriter::new(writer),
+            writer: Arc::new(Mutex::new(FrameWriter::new(writer))),
             order: Order::new(Role::Main),
             handle,
         })
@@ -162,7 +167,10 @@ impl<'a> Incoming<'a> {
         let terms = self.agree(door)?;
         let stage = stage.activate()?;
         self.monitor.at(Boundary::DestinationAccepted)?;
-        let (stage, everything) = memory::receive(self, &terms, door, stage)?;
+        let (stage, mut everything) = memory::receive(self, &terms, door, stage)?;
+        if let Some(missing) = everything.missing.take() {
+            return postcopy::take_over(self, &terms, everything, &missing, stage, door);
+        }
         let stopped = arrival::load(self, &terms, everything)?;
         arrival::take_over(self, &terms, stopped, stage, door)
     }
@@ -179,6 +187,12 @@ impl<'a> Incoming<'a> {
         let mut known = Features::DELTA.or(Features::ZSTD);
         if self.vm.memory().files().is_ok() {
             known = known.or(Features::SHARED_MEMORY);
+        }
+        let description = self.vm.describe();
+        if offer.features.has(Features::POSTCOPY)
+            && MissingPages::check(self.vm.memory(), description.accelerator).is_ok()
+        {
+            known = known.or(Features::POSTCOPY);
         }
         let features = offer.features.and(known);
         door.expect_page_channels(offer.page_channels);
@@ -244,7 +258,7 @@ impl<'a> Incoming<'a> {
 
     fn send(&mut self, message: &Message) -> Result<(), MigrateError> {
         self.order.sent(message)?;
-        self.writer.send(message)
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner).send(message)
     }
 
     fn unexpected(&self, message: &Message) -> MigrateError {

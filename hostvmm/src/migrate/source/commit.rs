@@ -90,7 +90,12 @@ impl Outgoing<'_> {
     }
 
     /// What has become of a guest that was given away, after `error`. It runs there if this is `Ok`.
-    fn resolve(&mut self, error: MigrateError, address: &Address, committed_at: HostTime) -> Result<(), MigrateError> {
+    pub(super) fn resolve(
+        &mut self,
+        error: MigrateError,
+        address: &Address,
+        committed_at: HostTime,
+    ) -> Result<(), MigrateError> {
         // A destination that says it failed has not run it and will not.
         if let MigrateError::Destination { text } = &error {
             return Err(self.take_back(text.to_string()));
@@ -127,7 +132,7 @@ impl Outgoing<'_> {
         MigrateError::TakenBack { why }
     }
 
-    fn show_downtime(&self, moment: Moment, ready: HostTime, resumed: Option<&Resumed>) {
+    pub(super) fn show_downtime(&self, moment: Moment, ready: HostTime, resumed: Option<&Resumed>) {
         // What the destination's clock said, on ours.
         let resumed_at = resumed.map(|resumed| self.peer.clock.to_ours(resumed.at));
         let uncertainty_ns = self.peer.clock.uncertainty_ns;

@@ -3,7 +3,8 @@
 //! - `connect`: channels, and what both sides agree on;
 //! - `precopy`: memory moves while the guest runs; `transfer`: one pass over all channels, `pieces`: what each of them takes at a time;
 //! - `stop`: the guest stands still, and everything else moves;
-//! - `commit`: the guest is given away, and what has become of it if nobody says so.
+//! - `commit`: the guest is given away, and what has become of it if nobody says so;
+//! - `postcopy`: it is given away before all of its memory, where that is wanted.
 //!
 //! Until the commit a failure costs nothing but time: what [`Outgoing`] began it ends, whatever happens. The log is stopped,
 //! dirty bits are given back, the guest runs on.
@@ -11,6 +12,7 @@
 mod commit;
 mod connect;
 mod pieces;
+mod postcopy;
 mod precopy;
 mod stop;
 mod transfer;
@@ -29,6 +31,7 @@ use super::monitor::Monitor;
 use super::pages::{DeltaCache, Packer};
 use super::parameters::{Compression, Parameters};
 use super::phase::{Phase, Setup, Stage};
+use super::postcopy::PageQueue;
 use super::transport::{CancelToken, FdAddress, Pacer, Uri};
 use super::vm::SourceVm;
 use super::wire::{Features, Offer, Session};
@@ -64,13 +67,22 @@ fn migrate(vm: &dyn SourceVm, uri: &Uri, stage: Stage<'_, Setup>, cancel: &Cance
     let mut out = Outgoing::setup(vm, uri, &address, monitor, cancel)?;
     let handed_over = out.hand_over(stage);
     match handed_over {
-        Ok(ready) => commit::conclude(out, ready, &address),
+        Ok(HandedOver::Whole(ready)) => commit::conclude(out, ready, &address),
+        Ok(HandedOver::Lacking(ready, queue)) => postcopy::conclude(out, ready, &queue, &address),
         Err(error) => {
             let error = out.peer.explained(error);
             out.peer.abort(&error);
             Err(error)
         }
     }
+}
+
+/// A destination that waits for the guest.
+enum HandedOver<'m> {
+    /// It has everything.
+    Whole(commit::Ready<'m>),
+    /// It is to fetch these pages while the guest runs.
+    Lacking(commit::Ready<'m>, PageQueue),
 }
 
 /// A migration on its way out. Dropped, it gives the guest back unless that was given away.
@@ -162,6 +174,11 @@ impl<'a> Outgoing<'a> {
             }
             peer.send_files(&files)?;
         }
+        if capabilities.postcopy_ram && !is_shared && !agreement.features.has(Features::POSTCOPY) {
+            return Err(MigrateError::Unsupported {
+                what: "the destination cannot do post-copy (docs/postcopy.md says what it needs); migrate without the capability postcopy-ram",
+            });
+        }
         let page_bytes = vm.log_page_bytes();
         let cache = agreement
             .features
@@ -202,8 +219,8 @@ impl<'a> Outgoing<'a> {
         })
     }
 
-    /// From the agreement to a destination that has everything and waits for the commit.
-    fn hand_over<'m>(&mut self, stage: Stage<'m, Setup>) -> Result<commit::Ready<'m>, MigrateError> {
+    /// From the agreement to a destination that is ready and waits for the commit.
+    fn hand_over<'m>(&mut self, stage: Stage<'m, Setup>) -> Result<HandedOver<'m>, MigrateError> {
         let stage = stage.activate()?;
         let stopped = if self.features.has(Features::SHARED_MEMORY) {
             self.monitor.at(Boundary::SourceAccepted)?;
@@ -213,7 +230,11 @@ impl<'a> Outgoing<'a> {
             self.monitor.at(Boundary::SourceAccepted)?;
             precopy::run(self, stage)?
         };
-        stop::move_the_rest(self, stopped)
+        if stopped.wants_postcopy {
+            let (ready, queue) = postcopy::move_the_state(self, stopped)?;
+            return Ok(HandedOver::Lacking(ready, queue));
+        }
+        stop::move_the_rest(self, stopped).map(HandedOver::Whole)
     }
 
     fn start_log(&mut self) -> Result<(), MigrateError> {

@@ -135,7 +135,7 @@ impl Outgoing<'_> {
     }
 
     /// The destination's message that it has everything; those before it tell of passes.
-    fn wait_for_loaded(&mut self, patience: Duration) -> Result<Loaded, MigrateError> {
+    pub(super) fn wait_for_loaded(&mut self, patience: Duration) -> Result<Loaded, MigrateError> {
         let deadline = Instant::now() + patience;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -48,6 +48,8 @@ struct State {
     /// A page that the log forgets whenever it is written.
     forgets: Option<u64>,
     at_pause: Burst,
+    /// A page of the region that the guest reads before anything else.
+    touches: Option<u64>,
 }
 
 impl TestVm {
@@ -99,6 +101,12 @@ impl TestVm {
     /// Its log has a fault.
     pub(super) fn forgetting(self, page: u64) -> Self {
         self.state.lock().unwrap().forgets = Some(page);
+        self
+    }
+
+    /// The first thing that its guest does is to read `page` of the region.
+    pub(super) fn touching(self, page: u64) -> Self {
+        self.state.lock().unwrap().touches = Some(page);
         self
     }
 
@@ -313,10 +321,19 @@ impl DestinationVm for TestVm {
 
     fn run(&self, _: CounterPolicy, stopped: Moment, _: ClockOffset) -> Result<Moment, VmError> {
         self.fail("run")?;
+        let touched = self.state.lock().unwrap().touches;
+        if let Some(page) = touched {
+            let mut byte = [0];
+            self.memory.copy_from_slot(SlotId::Region, page * host_page_bytes(), &mut byte).unwrap();
+        }
         let mut state = self.state.lock().unwrap();
         assert!(!std::mem::replace(&mut state.runs, true), "run twice");
         state.ran += 1;
         Ok(Moment { at: HostTime::now(), counter: stopped.counter + 1 })
+    }
+
+    fn lost(&self) {
+        self.state.lock().unwrap().runs = false;
     }
 }
 

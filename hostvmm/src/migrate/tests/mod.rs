@@ -3,3 +3,4 @@
 mod boundaries;
 mod fixture;
 mod moves;
+mod postcopy;
