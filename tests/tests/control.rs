@@ -155,7 +155,7 @@ fn options_that_contradict_each_other_are_usage_errors() {
         (&["--incoming", "defer"], "--qmp"),
         (&["--incoming", "foo:bar"], "foo:bar"),
         (&["--track-dirty"], "--qmp"),
-        (&["--verify-guest"], "--incoming"),
+        (&["--verify-guest"], "--qmp"),
         (&["--qmp", "tcp:0.0.0.0:4444"], "loopback"),
         (&["--qmp", "/tmp/a.qmp"], "unix:PATH"),
         (&["--qmp", "unix:/nowhere/a.qmp", "--mode", "lockstep"], "lockstep"),

@@ -33,7 +33,7 @@ pub(crate) struct InstanceArgs {
     #[arg(long)]
     track_dirty: bool,
     /// Verify a guest as soon as it has arrived, before it goes on.
-    #[arg(long, requires = "incoming")]
+    #[arg(long)]
     verify_guest: bool,
     /// Prove by the certificates in DIR who both sides of a migration are (see tls-keygen).
     #[arg(long, value_name = "DIR")]
@@ -61,6 +61,7 @@ impl InstanceArgs {
         let given = [
             ("--paused", self.paused),
             ("--track-dirty", self.track_dirty),
+            ("--verify-guest", self.verify_guest),
             ("--tls-creds", self.tls_creds.is_some()),
             ("--plant-migration-fault", self.plant_migration_fault.is_some()),
         ];

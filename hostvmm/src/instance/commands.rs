@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::log::LogUser;
 use super::rate::DirtyRate;
-use super::{End, Incoming, Instance, lock};
+use super::{End, Incoming, Instance, Steps, lock};
 use crate::control::command::unknown_capability;
 use crate::control::types::{CapabilityStatus, RunState, StatusInfo, TidemarkStatus, TimeUnit, VcpuStatus};
 use crate::control::{Command, CommandError, Handler};
@@ -162,11 +162,7 @@ impl Remote {
         let counts = |pages: super::log::Pages| -> BTreeMap<String, u64> {
             SlotId::ALL.into_iter().map(|slot| (slot.to_string(), pages[slot.index()].count())).collect()
         };
-        let vcpu = |vcpu| {
-            // One that has not booted yet has made no step.
-            let progress = instance.vcpus.progress(vcpu).unwrap_or_default();
-            VcpuStatus { started: progress.started, completed: progress.completed }
-        };
+        let vcpu = |steps: Steps| VcpuStatus { started: steps.started, completed: steps.completed };
         let beat = |vcpu| {
             // A guest that names a place where no heartbeat can be has none.
             let heartbeat = instance.vcpus.heartbeat(vcpu).ok()??;
@@ -175,7 +171,7 @@ impl Remote {
         let heartbeat = (0..instance.machine.config().vcpus).filter_map(beat).collect();
         encode(&TidemarkStatus {
             status: instance.control().state(),
-            vcpus: (0..instance.machine.config().vcpus).map(vcpu).collect(),
+            vcpus: instance.steps().into_iter().map(vcpu).collect(),
             logging: instance.log.is_running(),
             log_page: instance.machine.vm().log_page_bytes(),
             history: history.map(counts),

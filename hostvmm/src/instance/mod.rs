@@ -46,7 +46,7 @@ use crate::migrate::{Change, FaultPlan, Monitor, Parameters, Phase};
 use crate::pass::GuestError;
 use crate::report::ledger::MigrationEntry;
 use crate::report::{Ledger, Progress, Verdict};
-use crate::vcpus::{Interrupter, Vcpus, VcpusError};
+use crate::vcpus::{Interrupter, Progress as Steps, Vcpus, VcpusError};
 use crate::verify::passes::{blank_ledger, plan};
 use crate::verify::running::RunningGuest;
 use crate::verify::{Interrupt, RunError, Spec};
@@ -203,6 +203,8 @@ pub struct Instance {
     wake: Interrupter,
     control: Mutex<RunControl>,
     agenda: Mutex<Agenda>,
+    /// Told as the main thread has done what was on the agenda.
+    attended: Condvar,
     log: SharedLog,
     rate: Mutex<DirtyRate>,
     monitor: Monitor,
@@ -212,6 +214,8 @@ pub struct Instance {
     events: Events,
     /// What a guest brought along, between its arrival and its first instruction.
     luggage: Mutex<Option<Luggage>>,
+    /// How far each vCPU was as its state was last saved.
+    leaves_at: Mutex<Vec<Steps>>,
     /// What its heartbeats tell of its move.
     gaps: GapWatch,
     started: Instant,
@@ -247,6 +251,8 @@ impl Instance {
             wake: vcpus.interrupter(),
             control: Mutex::new(RunControl::new(options.incoming.is_some(), !options.paused)),
             agenda: Mutex::default(),
+            attended: Condvar::new(),
+            leaves_at: Mutex::default(),
             log,
             rate: Mutex::default(),
             monitor,
@@ -310,6 +316,9 @@ impl Instance {
         agenda.end.get_or_insert(end);
         if !agenda.busy {
             self.wake.interrupt();
+        } else if self.control().state() == RunState::Paused {
+            // The verification of an arrival waits for a guest that was stopped meanwhile. There is another at the end.
+            self.vcpus.resume();
         }
     }
 
@@ -331,6 +340,7 @@ impl Instance {
                 guest.wait_next()
             };
             self.agenda().busy = false;
+            self.attended.notify_all();
             let result = result.and_then(|()| self.give_steps(guest));
             match result {
                 Ok(()) | Err(GuestError::Interrupted) => {}
@@ -454,6 +464,24 @@ impl Instance {
         }
         drop(agenda);
         Ok(ledger)
+    }
+
+    /// Waits until a guest that has arrived was verified; returns whether it was in time.
+    fn wait_verified(&self, patience: Duration) -> bool {
+        let waits = |agenda: &mut Agenda| (agenda.verify || agenda.busy) && agenda.end.is_none();
+        let wait = self.attended.wait_timeout_while(self.agenda(), patience, waits);
+        let (mut agenda, _) = wait.unwrap_or_else(PoisonError::into_inner);
+        !waits(&mut agenda)
+    }
+
+    /// How far each vCPU is, or was as the guest left: its memory may be the destination's by now.
+    fn steps(&self) -> Vec<Steps> {
+        if self.control().state() == RunState::Postmigrate { lock(&self.leaves_at).clone() } else { self.steps_now() }
+    }
+
+    fn steps_now(&self) -> Vec<Steps> {
+        // One that has not booted yet has made no step.
+        (0..self.spec.machine.vcpus).map(|vcpu| self.vcpus.progress(vcpu).unwrap_or_default()).collect()
     }
 
     fn control(&self) -> MutexGuard<'_, RunControl> {

@@ -55,6 +55,9 @@ impl Instance {
             }
             _ => {}
         }
+        if !self.wait_verified(FAREWELL) {
+            return Err("The guest is still being verified after its arrival; it may be stopped".to_owned());
+        }
         // The migration by which the guest came may still be taking leave of its source.
         let patience = if self.monitor.phase().has_ended() { FAREWELL } else { Duration::ZERO };
         let Some(before) = self.migrations.enter(patience) else {
@@ -190,6 +193,8 @@ impl SourceVm for Instance {
     }
 
     fn save(&self) -> Result<Vec<Section>, VmError> {
+        // With fd: the destination works on the same memory once it runs.
+        *lock(&self.leaves_at) = self.steps_now();
         let state = MachineState::save(&self.machine, &self.vcpus);
         let state = state.map_err(|error| VmError::new("save the machine's state", error))?;
         let history =
