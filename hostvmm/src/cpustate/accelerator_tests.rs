@@ -148,11 +148,9 @@ fn a_vcpu_can_be_made_to_show_a_baseline() {
             let snapshot = Snapshot { registers: registers(vcpu), writable, ..Snapshot::default() };
             let baseline = features::baseline(&snapshot.registers, &other, Arch::Aarch64);
             let masks = baseline.masks(&snapshot, Arch::Aarch64);
-            println!(
-                "{accelerator}: {} registers chosen, beyond the baseline: {:?}",
-                masks.writes.len(),
-                masks.unmasked
-            );
+            let beyond: Vec<_> =
+                masks.unmasked.iter().map(|lack| format!("{}.{}", lack.register, lack.field)).collect();
+            println!("{accelerator}: {} registers chosen, shown beyond the baseline: {beyond:?}", masks.writes.len());
             for (id, value) in &masks.writes {
                 vcpu.set_reg(*id, *value).unwrap();
                 assert_eq!(vcpu.get_reg(*id).unwrap(), *value, "{accelerator}");
@@ -160,5 +158,21 @@ fn a_vcpu_can_be_made_to_show_a_baseline() {
             let left = features::compare(&registers(vcpu), &other, Arch::Aarch64);
             assert!(left.iter().all(|lack| masks.unmasked.iter().any(|unmasked| unmasked.id == lack.id)), "{left:?}");
         });
+    }
+}
+
+#[test]
+fn kvm_s_vcpus_and_the_emulator_s_have_a_baseline() {
+    for (arch, name) in
+        [(Arch::Aarch64, "6.12-aarch64"), (Arch::Aarch64, "6.12-aarch64-a57"), (Arch::Armv7, "6.12-armv7")]
+    {
+        let kvm = fixtures::named(name);
+        let emulator = with_vcpu(Accelerator::Emulator, arch, registers);
+        let masks = features::baseline(&kvm.registers, &emulator, arch).masks(&kvm, arch);
+        assert!(!masks.writes.is_empty(), "{name}");
+        let chosen = |id| masks.writes.iter().find(|(found, _)| *found == id).map(|(_, value)| *value);
+        let shown: Vec<_> = kvm.registers.iter().map(|&(id, value)| (id, chosen(id).unwrap_or(value))).collect();
+        let lacks = features::compare(&shown, &emulator, arch);
+        assert!(lacks.iter().all(|lack| masks.unmasked.contains(lack)), "{name}: {lacks:?}");
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
+use proptest::sample::Index;
 
 use super::id::{self, core, cp15, cp15_wide, firmware, services, sve_p, sve_z, sysreg, vector};
 use super::rule::NEVER_WRITTEN;
@@ -442,47 +443,50 @@ fn what_a_destination_does_not_hold_is_named() {
     assert_eq!(unheld[0].to_string(), "SCTLR_EL1: 0x3 was written, it holds 0x1");
 }
 
-/// A list of KVM's with some registers taken away, some changed and some added.
+/// What is done to a list: which one it is, registers taken away, changed, and added that nobody knows.
+#[derive(Clone, Debug)]
+struct Skew {
+    which: Index,
+    removed: Vec<Index>,
+    changed: Vec<(Index, u64)>,
+    unknown: BTreeMap<u64, u64>,
+}
+
+fn skews() -> impl Strategy<Value = Skew> {
+    let removed = proptest::collection::vec(any::<Index>(), 0..40);
+    let changed = proptest::collection::vec((any::<Index>(), any::<u64>()), 0..20);
+    let unknown = proptest::collection::btree_map(0..8_u64, any::<u64>(), 0..3);
+    (any::<Index>(), removed, changed, unknown).prop_map(|(which, removed, changed, unknown)| Skew {
+        which,
+        removed,
+        changed,
+        unknown,
+    })
+}
+
+/// One of `lists`, with some views of CP15's, skewed.
+fn skew(lists: &[&Snapshot], Skew { which, removed, changed, unknown }: Skew) -> Registers {
+    let mut list = lists[which.index(lists.len())].registers.clone();
+    let views = table().iter().filter(|entry| entry.meaning == "a view of CP15's");
+    list.extend(views.map(|entry| (entry.id, 0)).take(removed.len()));
+    for index in removed {
+        list.remove(index.index(list.len()));
+    }
+    for (index, value) in changed {
+        let at = index.index(list.len());
+        list[at].1 = u128::from(value) & id::bits(list[at].0);
+    }
+    list.extend(unknown.into_iter().map(|(op2, value)| (sysreg(3, 7, 15, 14, op2), value.into())));
+    list
+}
+
+/// Two lists of KVM's for guests of one architecture.
 fn skewed() -> impl Strategy<Value = (Arch, Registers, Registers)> {
     let lists = lists();
-    let changes = || {
-        let change = (any::<prop::sample::Index>(), any::<u64>());
-        let removed = proptest::collection::vec(any::<prop::sample::Index>(), 0..40);
-        let unknown = proptest::collection::vec((0..8_u64, any::<u64>()), 0..3);
-        (removed, proptest::collection::vec(change, 0..20), unknown, any::<prop::sample::Index>())
-    };
-    (any::<bool>(), changes(), changes()).prop_map(move |(aarch32, source, destination)| {
+    (any::<bool>(), skews(), skews()).prop_map(move |(aarch32, source, destination)| {
         let arch = if aarch32 { Arch::Armv7 } else { Arch::Aarch64 };
         let of_arch: Vec<_> = lists.iter().filter(|list| arch_of(list) == arch).collect();
-        let views: Registers =
-            table().iter().filter(|entry| entry.meaning == "a view of CP15's").map(|entry| (entry.id, 0)).collect();
-        let skew = |(removed, changed, unknown, which): (
-            Vec<prop::sample::Index>,
-            Vec<(prop::sample::Index, u64)>,
-            Vec<(u64, u64)>,
-            prop::sample::Index,
-        )| {
-            let mut list: Registers = of_arch[which.index(of_arch.len())].registers.clone();
-            list.extend(views.iter().take(removed.len()));
-            for index in removed {
-                let at = index.index(list.len());
-                list.remove(at);
-            }
-            for (index, value) in changed {
-                let at = index.index(list.len());
-                list[at].1 = u128::from(value) & id::bits(list[at].0);
-            }
-            let known: BTreeMap<u64, u128> = list.iter().copied().collect();
-            list.extend(
-                unknown
-                    .into_iter()
-                    .map(|(op2, value)| (sysreg(3, 7, 15, 14, op2), value.into()))
-                    .filter(|(id, _)| !known.contains_key(id))
-                    .collect::<BTreeMap<_, _>>(),
-            );
-            list
-        };
-        (arch, skew(source), skew(destination))
+        (arch, skew(&of_arch, source), skew(&of_arch, destination))
     })
 }
 
@@ -562,7 +566,7 @@ proptest! {
     #[test]
     fn arbitrary_lists_are_no_panic(
         source in proptest::collection::vec((any::<u64>(), any::<u128>()), 0..40),
-        destination in proptest::collection::vec((any::<prop::sample::Index>(), any::<u64>()), 0..40),
+        destination in proptest::collection::vec((any::<Index>(), any::<u64>()), 0..40),
         policy in policies(),
     ) {
         let some: Registers = destination.iter().map(|(index, value)| (table()[index.index(table().len())].id, u128::from(*value))).collect();

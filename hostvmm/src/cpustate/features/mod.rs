@@ -16,7 +16,7 @@ use std::fmt;
 
 use abi::Arch;
 
-use super::{Snapshot, id, table};
+use super::{Rule, Snapshot, id, table};
 
 /// How the values of a field compare.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -205,6 +205,16 @@ pub(super) fn lacks(id: u64, arch: Arch, shown: u64, offered: u64) -> Vec<Lack> 
     fields(id, arch).into_iter().flatten().filter_map(lack).collect()
 }
 
+/// The value of `id`.
+fn value(registers: &[(u64, u128)], id: u64) -> Option<u64> {
+    registers.iter().find(|(found, _)| *found == id).map(|(_, value)| *value as u64)
+}
+
+/// Whether EL0 can execute AArch32.
+fn has_aarch32(registers: &[(u64, u128)]) -> bool {
+    value(registers, id::ID_AA64PFR0_EL1).is_none_or(|pfr0| pfr0 & 0xf >= 2)
+}
+
 /// `present` with every field that offers more than `wanted` lowered to that.
 pub(super) fn least(id: u64, arch: Arch, wanted: u64, present: u64) -> u64 {
     let lower = |value, field: Field| {
@@ -220,10 +230,6 @@ pub(super) fn least(id: u64, arch: Arch, wanted: u64, present: u64) -> u64 {
 /// What is said of AArch32 counts for AArch64 guests only where the source offers AArch32 at EL0 and so does the destination: where
 /// the destination does not, that is the lack.
 pub fn compare(source: &[(u64, u128)], destination: &[(u64, u128)], arch: Arch) -> Vec<Lack> {
-    let value = |registers: &[(u64, u128)], id| {
-        registers.iter().find(|(found, _)| *found == id).map(|(_, value)| *value as u64)
-    };
-    let has_aarch32 = |registers| value(registers, id::ID_AA64PFR0_EL1).is_none_or(|pfr0| pfr0 & 0xf >= 2);
     let aarch32 = arch == Arch::Armv7 || (has_aarch32(source) && has_aarch32(destination));
     let mut lacks_found = Vec::new();
     for (id, shown) in source {
@@ -254,16 +260,14 @@ pub struct Masks {
 }
 
 /// The common subset of what two machines for guests of `arch` offer. What only one of them has is not offered, where it is a set of
-/// services.
+/// services. What is said of AArch32 counts where both have it, as in [`compare`].
 pub fn baseline(one: &[(u64, u128)], other: &[(u64, u128)], arch: Arch) -> Baseline {
-    let value = |registers: &[(u64, u128)], id| {
-        registers.iter().find(|(found, _)| *found == id).map(|(_, value)| *value as u64)
-    };
+    let aarch32 = arch == Arch::Armv7 || (has_aarch32(one) && has_aarch32(other));
     let offered = |id, there: Option<u64>| there.unwrap_or_else(|| table::offered_without(id));
     let mut ids: Vec<u64> = one.iter().chain(other).map(|(id, _)| *id).collect();
     ids.sort_unstable();
     ids.dedup();
-    ids.retain(|id| fields(*id, arch).is_some());
+    ids.retain(|id| (aarch32 || !is_aarch32(*id)) && fields(*id, arch).is_some());
     let registers = ids.into_iter().map(|id| {
         let (one, other) = (offered(id, value(one, id)), offered(id, value(other, id)));
         (id, least(id, arch, other, one))
@@ -277,7 +281,8 @@ impl Baseline {
         let mut masks = Masks::default();
         for &(id, wanted) in &self.registers {
             let Some(present) = vcpu.value(id) else { continue };
-            let (present, writable) = (present as u64, vcpu.writable(id));
+            let settable = table::lookup(id).is_some_and(|entry| entry.rule == Rule::Features { settable: true });
+            let (present, writable) = (present as u64, if settable { u64::MAX } else { vcpu.writable(id) });
             let possible = present & !writable | least(id, arch, wanted, present) & writable;
             if possible != present {
                 masks.writes.push((id, possible.into()));
