@@ -90,7 +90,7 @@ fn several_guests_move_at_once() {
 fn a_guest_survives_a_hundred_hops_with_its_dirty_history() {
     let Some(firmware) = firmware_or_skip() else { return };
     // Other pages in every step, so that every hop has something to add.
-    let workload = ["--workload", "tstaeshm", "--region-size", "2M"];
+    let workload = ["--workload", "hotcold:writes=8,sleep_ms=20", "--region-size", "2M"];
     let run = verify(firmware, "chain", &[["--hops", "100"].as_slice(), &workload].concat());
     let hops = run.ledger["migration"]["hops"].as_array().unwrap();
     assert_eq!(hops.len(), 100);

@@ -103,10 +103,10 @@ pub(super) fn text(entry: &MigrationEntry) -> String {
     if let Some(clock) = &entry.clock {
         let cycles = clock.gap_cycles.map_or(String::new(), |cycles| format!(", {cycles} cycles"));
         line(format!(
-            "downtime by the guest {}{cycles}: {} ns beside the host's, which may be {}; counter {} and is off by {:.1} ppm",
+            "downtime by the guest {}{cycles}: {} ns beside the hosts', which may be {}; counter {} and is off by {:.1} ppm",
             time(entry.downtime_guest_ns),
             clock.error_ns,
-            clock.tolerance_ns,
+            time(clock.tolerance_ns),
             clock.policy,
             entry.counter_error_ppm
         ));
