@@ -272,7 +272,10 @@ impl GuestMemory {
     /// # Errors
     /// [`MemoryError::OutOfSlot`] where the access reaches past the slot.
     pub fn copy_to_slot(&self, slot: SlotId, offset: u64, bytes: &[u8]) -> Result<(), MemoryError> {
-        self.volatile_slice(slot, offset, bytes.len() as u64)?.copy_from(bytes);
+        let memory = self.volatile_slice(slot, offset, bytes.len() as u64)?;
+        if !self.slot(slot).write_file(offset, bytes) {
+            memory.copy_from(bytes);
+        }
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use abi::Gpa;
 
 use super::clock::HostTime;
+use super::file::FileError;
 use super::monitor::{MonitorError, PlantedFailure};
 use super::pages::PageError;
 use super::phase::Cancelled;
@@ -80,6 +81,9 @@ pub enum MigrateError {
         /// How.
         why: String,
     },
+    /// The file that holds the guest, or is to hold it.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Memory files could not be handed over.
     #[error(transparent)]
     Adoption(#[from] AdoptionError),

@@ -35,7 +35,7 @@ mod vm;
 pub mod wire;
 
 pub use clock::{ClockOffset, HostTime};
-pub use destination::receive;
+pub use destination::{Inbound, receive};
 pub use error::MigrateError;
 pub use estimate::{Estimate, PassReport};
 pub use faults::{Action, Boundary, FaultPlan};

@@ -3,6 +3,7 @@
 //! - `door`: who is let in, and what a source that has lost its connection is told;
 //! - `memory`: passes of pages, while the guest runs at the source and then does not; `pages`: one channel's; `side`: channels
 //!   side by side;
+//! - `load`: the same from a file;
 //! - `arrival`: the state is loaded, memory verified, and the guest runs once the source has given it away;
 //! - `postcopy`: the guest runs before all of its memory is here.
 //!
@@ -11,11 +12,13 @@
 
 mod arrival;
 mod door;
+mod load;
 mod memory;
 mod pages;
 mod postcopy;
 mod side;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,7 +33,7 @@ use super::monitor::Monitor;
 use super::parameters::{CounterPolicy, DigestMode};
 use super::phase::{Phase, Setup, Stage};
 use super::postcopy::MissingPages;
-use super::transport::{Handle, Listener};
+use super::transport::{Handle, Listener, TlsCreds, TransportError, Uri};
 use super::vm::DestinationVm;
 use super::wire::{Agreement, Features, Incoming as Order, Message, Role, Text, WireError};
 use crate::memory::SlotId;
@@ -42,14 +45,57 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Time for the source's last word, which tells what it found when it digested its memory afterwards.
 const FAREWELL: Duration = Duration::from_secs(30);
 
-/// Waits at `listener` for a guest and runs it in `vm`. Returns when the source has said farewell, or is known not to; the
+/// Where a guest comes from.
+#[derive(Debug)]
+pub enum Inbound {
+    /// A source that connects.
+    Listener(Listener),
+    /// A file that it was saved to.
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+    },
+}
+
+impl Inbound {
+    /// Of `uri`, with `tls` only from a source that proves who it is.
+    ///
+    /// # Errors
+    /// [`TransportError`] where nobody can come.
+    pub fn open(uri: &Uri, tls: Option<&TlsCreds>) -> Result<Self, TransportError> {
+        match uri {
+            Uri::File { path, offset } => Ok(Self::File { path: path.clone(), offset: *offset }),
+            _ => Listener::bind(uri, tls).map(Self::Listener),
+        }
+    }
+}
+
+impl From<Listener> for Inbound {
+    fn from(listener: Listener) -> Self {
+        Self::Listener(listener)
+    }
+}
+
+/// Waits at `inbound` for a guest and runs it in `vm`. Returns when the source has said farewell, or is known not to; the
 /// guest runs since the monitor says [`Phase::Completed`]. Returns what the monitor shows in the end.
 ///
 /// # Errors
 /// [`MigrateError`]. The guest does not run here, but where the monitor says [`Phase::Completed`]: then it does, and
 /// something was found wrong afterwards.
-pub fn receive(vm: &dyn DestinationVm, listener: Listener, monitor: &Monitor) -> Result<MigrationInfo, MigrateError> {
+pub fn receive(
+    vm: &dyn DestinationVm,
+    inbound: impl Into<Inbound>,
+    monitor: &Monitor,
+) -> Result<MigrationInfo, MigrateError> {
     let (stage, _) = monitor.begin()?;
+    let listener = match inbound.into() {
+        Inbound::Listener(listener) => listener,
+        Inbound::File { path, offset } => {
+            return load::run(vm, &path, offset, stage).map_err(|error| failed(monitor, error));
+        }
+    };
     let door = match Door::open(listener) {
         Ok(door) => door,
         Err(error) => return Err(failed(monitor, error)),

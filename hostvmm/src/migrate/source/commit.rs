@@ -11,9 +11,9 @@
 
 use std::time::Instant;
 
+use super::Outgoing;
 use super::connect::Address;
 use super::stop::sum;
-use super::{Guest, Outgoing};
 use crate::migrate::clock::HostTime;
 use crate::migrate::digest::{SlotDigests, memory_digest};
 use crate::migrate::error::MigrateError;
@@ -47,7 +47,7 @@ pub(super) fn conclude(mut out: Outgoing<'_>, ready: Ready<'_>, address: &Addres
         }
     };
     // From here on the guest is not run here, unless the destination is known not to run it.
-    out.guest = Guest::GivenAway;
+    out.hold.give_away();
     let committed_at = HostTime::now();
     match out.commit() {
         Ok(resumed) => out.show_downtime(moment, ready, Some(&resumed)),
@@ -58,9 +58,9 @@ pub(super) fn conclude(mut out: Outgoing<'_>, ready: Ready<'_>, address: &Addres
     }
     // It runs there, and whatever fails now changes nothing about that.
     let planted = out.monitor.at(Boundary::SourceResumed);
-    out.vm.moved();
+    out.hold.vm.moved();
     let verdict = planted.map_err(MigrateError::from).and_then(|()| out.compare_afterwards(received));
-    out.end();
+    out.hold.end();
     let planted = out.monitor.at(Boundary::SourceFarewell);
     let fault = verdict.as_ref().err().map(Text::new);
     if planted.is_ok() {
@@ -128,7 +128,7 @@ impl Outgoing<'_> {
     }
 
     fn take_back(&mut self, why: String) -> MigrateError {
-        self.guest = Guest::Paused;
+        self.hold.take_back();
         MigrateError::TakenBack { why }
     }
 
@@ -153,7 +153,7 @@ impl Outgoing<'_> {
             return Ok(());
         }
         let start = Instant::now();
-        let digests = memory_digest(self.vm.memory(), self.salt)?;
+        let digests = memory_digest(self.hold.vm.memory(), self.salt)?;
         let verdict = self.compare(digests, received);
         self.monitor.show(|info| {
             if let Some(report) = &mut info.digest {

@@ -4,16 +4,18 @@
 //! - `precopy`: memory moves while the guest runs; `transfer`: one pass over all channels, `pieces`: what each of them takes at a time;
 //! - `stop`: the guest stands still, and everything else moves;
 //! - `commit`: the guest is given away, and what has become of it if nobody says so;
-//! - `postcopy`: it is given away before all of its memory, where that is wanted.
+//! - `postcopy`: it is given away before all of its memory, where that is wanted;
+//! - `save`: the same to a file.
 //!
-//! Until the commit a failure costs nothing but time: what [`Outgoing`] began it ends, whatever happens. The log is stopped,
-//! dirty bits are given back, the guest runs on.
+//! Until the commit a failure costs nothing but time: what was begun is ended, whatever happens (`hold`).
 
 mod commit;
 mod connect;
+mod hold;
 mod pieces;
 mod postcopy;
 mod precopy;
+mod save;
 mod stop;
 mod transfer;
 
@@ -21,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::connect::{Address, Peer};
+use self::hold::Hold;
 use super::converge::AutoConverge;
 use super::digest::Leaves;
 use super::error::MigrateError;
@@ -35,7 +38,6 @@ use super::postcopy::PageQueue;
 use super::transport::{CancelToken, FdAddress, Pacer, Uri};
 use super::vm::SourceVm;
 use super::wire::{Features, Offer, Session};
-use crate::dirty::PageBitmap;
 use crate::memory::SlotId;
 
 /// Moves the guest of `vm` to the destination at `uri`, with the monitor's parameters and capabilities. Returns what the
@@ -46,7 +48,10 @@ use crate::memory::SlotId;
 /// where the monitor says [`Phase::Completed`]: then it runs at the destination, and something was found wrong afterwards.
 pub fn send(vm: &dyn SourceVm, uri: &Uri, monitor: &Monitor) -> Result<MigrationInfo, MigrateError> {
     let (stage, cancel) = monitor.begin()?;
-    let result = migrate(vm, uri, stage, &cancel);
+    let result = match uri {
+        Uri::File { path, offset } => save::run(vm, path, *offset, stage),
+        _ => migrate(vm, uri, stage, &cancel),
+    };
     match result {
         Ok(()) => Ok(monitor.info()),
         Err(error) => {
@@ -85,9 +90,9 @@ enum HandedOver<'m> {
     Lacking(commit::Ready<'m>, PageQueue),
 }
 
-/// A migration on its way out. Dropped, it gives the guest back unless that was given away.
+/// A migration on its way out.
 struct Outgoing<'a> {
-    vm: &'a dyn SourceVm,
+    hold: Hold<'a>,
     monitor: &'a Monitor,
     cancel: &'a CancelToken,
     /// The parameters as they were at the start.
@@ -108,23 +113,8 @@ struct Outgoing<'a> {
     pacer: Pacer,
     observed: Observed,
     converge: AutoConverge,
-    /// What was harvested and is not yet at a destination that runs the guest.
-    harvested: [PageBitmap; SlotId::COUNT],
-    guest: Guest,
-    is_logging: bool,
     /// Bytes of memory that the last pass moved.
     last_pass_bytes: u64,
-}
-
-/// Whose the guest is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Guest {
-    /// It runs here.
-    Running,
-    /// It stands still here.
-    Paused,
-    /// It was given away, and is not to be run here.
-    GivenAway,
 }
 
 impl<'a> Outgoing<'a> {
@@ -188,14 +178,13 @@ impl<'a> Outgoing<'a> {
         let packers = (0..peer.page_writers.len().max(1))
             .map(|_| Packer::new(agreement.geometry, cache.clone(), level))
             .collect::<Result<_, _>>()?;
-        let bitmap = |slot| PageBitmap::covering(vm.memory().slot(slot).range().len_bytes(), page_bytes);
         let total = vm.memory().slots().iter().map(|slot| slot.range().len_bytes()).sum();
         monitor.show(|info| {
             info.clock = Some(peer.clock);
             info.ram = Some(RamInfo { total, remaining: total, page_size: page_bytes, ..RamInfo::default() });
         });
         Ok(Self {
-            vm,
+            hold: Hold::new(vm, monitor),
             monitor,
             cancel,
             salt,
@@ -212,9 +201,6 @@ impl<'a> Outgoing<'a> {
             unacknowledged: std::collections::VecDeque::new(),
             acknowledged: 0,
             converge: AutoConverge::default(),
-            harvested: SlotId::ALL.map(bitmap),
-            guest: Guest::Running,
-            is_logging: false,
             last_pass_bytes: 0,
         })
     }
@@ -226,7 +212,7 @@ impl<'a> Outgoing<'a> {
             self.monitor.at(Boundary::SourceAccepted)?;
             stop::without_pages(self, stage)?
         } else {
-            self.start_log()?;
+            self.hold.start_log()?;
             self.monitor.at(Boundary::SourceAccepted)?;
             precopy::run(self, stage)?
         };
@@ -235,42 +221,6 @@ impl<'a> Outgoing<'a> {
             return Ok(HandedOver::Lacking(ready, queue));
         }
         stop::move_the_rest(self, stopped).map(HandedOver::Whole)
-    }
-
-    fn start_log(&mut self) -> Result<(), MigrateError> {
-        self.vm.start_log()?;
-        self.is_logging = true;
-        Ok(())
-    }
-
-    /// Ends what was begun, and lets the guest run on if it is still here.
-    fn end(&mut self) {
-        if self.guest == Guest::Paused {
-            self.vm.resume();
-            self.guest = Guest::Running;
-        }
-        self.vm.throttle(0);
-        if std::mem::take(&mut self.is_logging)
-            && let Err(error) = self.vm.stop_log()
-        {
-            self.monitor.show(|info| info.error_desc = Some(error.to_string()));
-        }
-    }
-
-    /// Dirty bits that the destination did not make use of go back.
-    fn give_back(&mut self) {
-        for slot in SlotId::ALL {
-            self.vm.redirty(slot, &self.harvested[slot.index()]);
-        }
-    }
-}
-
-impl Drop for Outgoing<'_> {
-    fn drop(&mut self) {
-        if self.guest != Guest::GivenAway {
-            self.give_back();
-        }
-        self.end();
     }
 }
 

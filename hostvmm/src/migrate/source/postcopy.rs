@@ -11,7 +11,7 @@
 use super::commit::Ready;
 use super::connect::Address;
 use super::stop::{Stopped, sum};
-use super::{Guest, Outgoing};
+use super::Outgoing;
 use crate::memory::SlotId;
 use crate::migrate::clock::HostTime;
 use crate::migrate::digest::{SlotDigests, memory_digest};
@@ -43,7 +43,7 @@ pub(super) fn move_the_state<'m>(
     }
     let pages_told = HostTime::now();
     out.monitor.at(Boundary::SourceFinalPass)?;
-    let sections = out.vm.save()?;
+    let sections = out.hold.vm.save()?;
     let saved = HostTime::now();
     for part in sections.iter().flat_map(|section| section.parts()) {
         out.peer.send(&Message::Section(part))?;
@@ -89,7 +89,7 @@ pub(super) fn conclude(
         }
     };
     // From here on the guest is not run here, unless the destination is known not to have run it.
-    out.guest = Guest::GivenAway;
+    out.hold.give_away();
     let committed_at = HostTime::now();
     let mut serving = Serving { queue, resumed: None, loaded: None };
     let verdict = match serving.run(&mut out) {
@@ -109,9 +109,9 @@ pub(super) fn conclude(
         Err(error) => return Err(lost(error.to_string())),
     };
     let planted = out.monitor.at(Boundary::SourceResumed);
-    out.vm.moved();
+    out.hold.vm.moved();
     let verdict = planted.map_err(MigrateError::from).and(verdict);
-    out.end();
+    out.hold.end();
     let planted = out.monitor.at(Boundary::SourceFarewell);
     if planted.is_ok() {
         let fault = verdict.as_ref().err().map(Text::new);
@@ -164,7 +164,7 @@ impl Serving<'_> {
         out.peer.send(&Message::PassEnd(PassEnd { pass: out.pass, slots: sent }))?;
         out.unacknowledged.push_back(sent.map(|slot| slot.digest));
         out.pass += 1;
-        let digests = memory_digest(out.vm.memory(), out.salt)?;
+        let digests = memory_digest(out.hold.vm.memory(), out.salt)?;
         out.peer.send(&Message::Digest(Some(digests)))?;
         out.monitor.at(Boundary::SourceDigest)?;
         while self.loaded.is_none() || self.resumed.is_none() || !out.unacknowledged.is_empty() {
@@ -198,7 +198,7 @@ impl Serving<'_> {
         let packer = &mut out.packers[0];
         packer.begin(slot, out.pass);
         while !pages.is_empty() {
-            packer.add(out.vm.memory(), &out.leaves, &mut pages)?;
+            packer.add(out.hold.vm.memory(), &out.leaves, &mut pages)?;
             let counts = packer.take_counts();
             let Some(Packed { message, payload }) = packer.take() else { continue };
             if let Message::Pages(batch) = &message {

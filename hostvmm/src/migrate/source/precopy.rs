@@ -11,9 +11,9 @@
 use std::time::{Duration, Instant};
 
 use super::Outgoing;
+use super::hold::{Pages, bytes};
 use super::stop::{self, Attempt, Stopped};
 use crate::dirty::PageBitmap;
-use crate::memory::SlotId;
 use crate::migrate::error::MigrateError;
 use crate::migrate::estimate::PassReport;
 use crate::migrate::faults::Boundary;
@@ -32,7 +32,7 @@ pub(super) fn run<'m>(out: &mut Outgoing<'_>, mut stage: Stage<'m, Active>) -> R
     out.learn_bandwidth(&report);
     out.monitor.at(Boundary::SourcePass0End)?;
     loop {
-        let mut dirty = out.harvest()?;
+        let mut dirty = out.hold.harvest()?;
         out.learn_dirty_rate(&dirty, std::mem::replace(&mut harvested_at, Instant::now()));
         out.monitor.at(Boundary::SourceHarvested)?;
         out.take_acknowledgements()?;
@@ -57,28 +57,8 @@ pub(super) fn run<'m>(out: &mut Outgoing<'_>, mut stage: Stage<'m, Active>) -> R
 impl Outgoing<'_> {
     /// Pass 0: all that is not a hole.
     fn send_everything(&mut self) -> Result<PassReport, MigrateError> {
-        let memory = self.vm.memory();
-        let mut pages = SlotId::ALL.map(|slot| self.empty(slot));
-        let mut holes = 0;
-        for slot in SlotId::ALL {
-            let pages = &mut pages[slot.index()];
-            for data in memory.data_extents(slot, 0..memory.slot(slot).range().len_bytes())? {
-                pages.set_bytes(data.start, data.end - data.start);
-            }
-            holes += pages.pages() - pages.count();
-        }
+        let (pages, holes) = self.hold.everything()?;
         self.send_pass(&pages, holes, false)
-    }
-
-    /// What was written since the last harvest.
-    pub(super) fn harvest(&mut self) -> Result<[PageBitmap; SlotId::COUNT], MigrateError> {
-        let mut dirty = SlotId::ALL.map(|slot| self.empty(slot));
-        for slot in SlotId::ALL {
-            self.vm.harvest(slot, &mut dirty[slot.index()])?;
-            self.harvested[slot.index()].or(&dirty[slot.index()]);
-        }
-        self.monitor.show(|info| info.ram.get_or_insert_default().dirty_sync_count += 1);
-        Ok(dirty)
     }
 
     fn learn_bandwidth(&mut self, report: &PassReport) {
@@ -90,7 +70,7 @@ impl Outgoing<'_> {
         }
     }
 
-    fn learn_dirty_rate(&mut self, dirty: &[PageBitmap; SlotId::COUNT], since: Instant) {
+    fn learn_dirty_rate(&mut self, dirty: &Pages, since: Instant) {
         let pages: u64 = dirty.iter().map(PageBitmap::count).sum();
         let seconds = since.elapsed().max(Duration::from_micros(1)).as_secs_f64();
         let page_bytes = self.page_bytes;
@@ -110,28 +90,24 @@ impl Outgoing<'_> {
     }
 
     /// Whether `dirty` could be sent, and all the rest be done, within `limit`. With nothing left it does not get better.
-    pub(super) fn is_within(&self, limit: Duration, dirty: &[PageBitmap; SlotId::COUNT]) -> bool {
-        let bytes: u64 = dirty.iter().map(|pages| pages.count() * self.page_bytes).sum();
+    pub(super) fn is_within(&self, limit: Duration, dirty: &Pages) -> bool {
+        let bytes = bytes(dirty);
         bytes == 0 || self.observed.downtime(bytes) <= limit
     }
 
-    fn slow_down_if_needed(&mut self, dirty: &[PageBitmap; SlotId::COUNT]) {
+    fn slow_down_if_needed(&mut self, dirty: &Pages) {
         if !self.monitor.capabilities().auto_converge {
             return;
         }
-        let dirtied: u64 = dirty.iter().map(|pages| pages.count() * self.page_bytes).sum();
+        let dirtied = bytes(dirty);
         let parameters = self.monitor.parameters();
         if let Some(percent) = self.converge.after_pass(self.last_pass_bytes, dirtied, &parameters) {
-            self.vm.throttle(percent);
+            self.hold.vm.throttle(percent);
             self.monitor.show(|info| info.cpu_throttle_percentage = Some(percent));
         }
     }
 
     fn wants_postcopy(&self) -> bool {
         self.features.has(crate::migrate::wire::Features::POSTCOPY) && self.monitor.is_postcopy_wanted()
-    }
-
-    fn empty(&self, slot: SlotId) -> PageBitmap {
-        PageBitmap::covering(self.vm.memory().slot(slot).range().len_bytes(), self.page_bytes)
     }
 }

@@ -5,8 +5,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::Outgoing;
 use super::commit::Ready;
-use super::{Guest, Outgoing};
+use super::hold::Pages;
 use crate::dirty::PageBitmap;
 use crate::memory::SlotId;
 use crate::migrate::clock::HostTime;
@@ -25,7 +26,7 @@ pub(super) struct Stopped<'m> {
     /// When its last vCPU left the guest.
     pub(super) moment: Moment,
     /// What is left to be sent.
-    pub(super) dirty: [PageBitmap; SlotId::COUNT],
+    pub(super) dirty: Pages,
     /// It is to fetch that from the destination.
     pub(super) wants_postcopy: bool,
 }
@@ -42,18 +43,17 @@ pub(super) enum Attempt<'m> {
 pub(super) fn attempt<'m>(
     out: &mut Outgoing<'_>,
     stage: Stage<'m, Active>,
-    dirty: &mut [PageBitmap; SlotId::COUNT],
+    dirty: &mut Pages,
     limit: Option<Duration>,
 ) -> Result<Attempt<'m>, MigrateError> {
     let stage = stage.stop()?;
-    let moment = out.pause()?;
-    for (all, last) in dirty.iter_mut().zip(out.harvest()?) {
+    let moment = out.hold.pause()?;
+    for (all, last) in dirty.iter_mut().zip(out.hold.harvest()?) {
         all.or(&last);
     }
     out.monitor.at(Boundary::SourceStopped)?;
     if limit.is_some_and(|limit| !out.is_within(limit, dirty)) {
-        out.vm.resume();
-        out.guest = Guest::Running;
+        out.hold.resume();
         return Ok(Attempt::TooMuch(stage.resume()?));
     }
     Ok(Attempt::Stopped(stage, moment))
@@ -62,7 +62,7 @@ pub(super) fn attempt<'m>(
 /// Stops a guest whose memory the destination has already.
 pub(super) fn without_pages<'m>(out: &mut Outgoing<'_>, stage: Stage<'m, Active>) -> Result<Stopped<'m>, MigrateError> {
     let stage = stage.stop()?;
-    let moment = out.pause()?;
+    let moment = out.hold.pause()?;
     out.monitor.at(Boundary::SourceStopped)?;
     let dirty = SlotId::ALL.map(|_| PageBitmap::new(0, out.page_bytes));
     Ok(Stopped { stage, moment, dirty, wants_postcopy: false })
@@ -81,7 +81,7 @@ pub(super) fn move_the_rest<'m>(out: &mut Outgoing<'_>, stopped: Stopped<'m>) ->
     }
     let pages_sent = HostTime::now();
     out.monitor.at(Boundary::SourceFinalPass)?;
-    let sections = out.vm.save()?;
+    let sections = out.hold.vm.save()?;
     let saved = HostTime::now();
     for part in sections.iter().flat_map(|section| section.parts()) {
         out.peer.send(&Message::Section(part))?;
@@ -118,15 +118,9 @@ pub(super) fn move_the_rest<'m>(out: &mut Outgoing<'_>, stopped: Stopped<'m>) ->
 }
 
 impl Outgoing<'_> {
-    fn pause(&mut self) -> Result<Moment, MigrateError> {
-        let moment = self.vm.pause()?;
-        self.guest = Guest::Paused;
-        Ok(moment)
-    }
-
     /// What memory is to be at the destination.
     fn digests(&self) -> Result<SlotDigests, MigrateError> {
-        let memory = self.vm.memory();
+        let memory = self.hold.vm.memory();
         match (self.parameters.x_digest, self.features.has(Features::SHARED_MEMORY)) {
             (DigestMode::Full, _) => Ok(memory_digest(memory, self.salt)?),
             (DigestMode::Deferred, true) => file_digest(memory, self.salt),
@@ -154,7 +148,7 @@ impl Outgoing<'_> {
             let (source_has, destination_has) = (ours[slot.index()], theirs[slot.index()]);
             if source_has != destination_has {
                 let is_shared = self.features.has(Features::SHARED_MEMORY);
-                let lost = if is_shared { None } else { self.leaves.first_other(self.vm.memory(), slot)? };
+                let lost = if is_shared { None } else { self.leaves.first_other(self.hold.vm.memory(), slot)? };
                 return Err(MigrateError::MemoryDigest { slot, source_has, destination_has, lost });
             }
         }

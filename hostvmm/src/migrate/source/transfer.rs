@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Outgoing;
+use super::hold::Pages;
 use super::pieces::Pieces;
 use crate::dirty::PageBitmap;
 use crate::memory::{GuestMemory, SlotId};
@@ -53,7 +54,7 @@ impl Outgoing<'_> {
     /// stands still: then nothing is paced.
     pub(super) fn send_pass(
         &mut self,
-        pages: &[PageBitmap; SlotId::COUNT],
+        pages: &Pages,
         known_zero: u64,
         is_stopped: bool,
     ) -> Result<PassReport, MigrateError> {
@@ -117,7 +118,7 @@ impl Outgoing<'_> {
             monitor: self.monitor,
             cancel: self.cancel,
             pacer: (!is_stopped).then_some(&self.pacer),
-            memory: self.vm.memory(),
+            memory: self.hold.vm.memory(),
             leaves: &self.leaves,
             page_bytes: self.page_bytes,
             pass: self.pass,
@@ -131,7 +132,7 @@ impl Outgoing<'_> {
             monitor: self.monitor,
             cancel: self.cancel,
             pacer: (!is_stopped).then_some(&self.pacer),
-            memory: self.vm.memory(),
+            memory: self.hold.vm.memory(),
             leaves: &self.leaves,
             page_bytes: self.page_bytes,
             pass: self.pass,

@@ -28,6 +28,7 @@ pub(super) type Burst = Vec<(u64, u8)>;
 pub(super) struct TestVm {
     memory: GuestMemory,
     state: Mutex<State>,
+    seed: u64,
     throttle: AtomicU8,
     harvests: AtomicU64,
 }
@@ -59,6 +60,7 @@ impl TestVm {
         Self {
             memory: GuestMemory::new(range(map::RAM_BASE), range(map::REGION_BASE), None).unwrap(),
             state: Mutex::default(),
+            seed: 1,
             throttle: AtomicU8::new(0),
             harvests: AtomicU64::new(0),
         }
@@ -96,6 +98,11 @@ impl TestVm {
     pub(super) fn failing(self, what: &'static str) -> Self {
         self.state.lock().unwrap().fails = Some(what);
         self
+    }
+
+    /// It was made with another option.
+    pub(super) fn with_seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
     }
 
     /// Its log has a fault.
@@ -186,7 +193,7 @@ impl TestVm {
             flags: 0,
             region: GuestRange::new(map::REGION_BASE, PAGES * page).unwrap(),
             ram: GuestRange::new(map::RAM_BASE, PAGES * page).unwrap(),
-            seed: 1,
+            seed: self.seed,
             pattern: 0,
             params: Default::default(),
             heartbeat_us: 0,

@@ -2,5 +2,6 @@
 
 mod boundaries;
 mod fixture;
+mod hostile;
 mod moves;
 mod postcopy;

@@ -8,7 +8,9 @@ use serde_json::json;
 
 use super::fixture::{Burst, TestVm, assert_exactly_one, migrate, migrate_by, region_page};
 use crate::migrate::transport::Uri;
-use crate::migrate::{Change, DigestMode, MigrateError, Monitor, Phase};
+use crate::migrate::{
+    Action, Boundary, Change, DigestMode, FaultPlan, Inbound, MigrateError, Monitor, Phase, receive, send,
+};
 
 /// A monitor that stops the guest only with nothing left to send.
 fn patient() -> Monitor {
@@ -109,6 +111,41 @@ fn memory_is_handed_over_without_a_copy() {
         assert_exactly_one(&from, &to, &before);
         assert_eq!((sent.passes.len(), from.harvests()), (0, 0));
         assert!(sent.digest.unwrap().equal);
+    }
+}
+
+#[test]
+fn a_guest_is_saved_to_a_file_and_runs_on_from_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("guest");
+    let uri: Uri = format!("file:{},offset=65536", path.display()).parse().unwrap();
+    let from = TestVm::with_guest().writing([burst(0..300, 5), burst(10..20, 6), burst([511], 9)]);
+    let sent = send(&from, &uri, &patient()).unwrap();
+    assert!(from.has_moved() && !from.runs());
+    assert_eq!((sent.status, sent.passes.len()), (Phase::Completed, 5));
+    let to = TestVm::empty();
+    let received = receive(&to, Inbound::open(&uri, None).unwrap(), &Monitor::new()).unwrap();
+    assert_exactly_one(&from, &to, &from.bytes());
+    assert_eq!(received.digest.unwrap().source, sent.digest.unwrap().source);
+    let missing = Uri::File { path: directory.path().join("none"), offset: 0 };
+    let error = receive(&TestVm::empty(), Inbound::open(&missing, None).unwrap(), &Monitor::new()).unwrap_err();
+    assert!(error.to_string().contains("none"), "{error}");
+}
+
+#[test]
+fn a_save_that_fails_leaves_the_guest_running() {
+    let directory = tempfile::tempdir().unwrap();
+    let uri = Uri::File { path: directory.path().join("guest"), offset: 0 };
+    for boundary in Boundary::ALL.into_iter().filter(|boundary| boundary.is_source() && !boundary.is_committed()) {
+        let fault = FaultPlan { boundary, action: Action::DiskFull };
+        let from = TestVm::with_guest();
+        let result = send(&from, &uri, &Monitor::new().with_fault(Some(fault)));
+        if boundary < Boundary::SourceLoaded {
+            assert!(result.is_err(), "{boundary}");
+            assert!(from.runs());
+            from.assert_healthy();
+            assert!(receive(&TestVm::empty(), Inbound::open(&uri, None).unwrap(), &Monitor::new()).is_err());
+        }
     }
 }
 
