@@ -13,9 +13,9 @@ use crate::dirty::PageBitmap;
 use crate::machine::state::{CounterState, MachineState};
 use crate::memory::{GuestMemory, SlotId};
 use crate::migrate::transport::tls::Role;
-use crate::migrate::transport::{Listener, TlsCreds, TransportError, Uri};
+use crate::migrate::transport::{TlsCreds, TransportError, Uri};
 use crate::migrate::wire::{Description, Section};
-use crate::migrate::{self, ClockOffset, CounterPolicy, DestinationVm, Moment, Phase, SourceVm, VmError};
+use crate::migrate::{self, ClockOffset, CounterPolicy, DestinationVm, Inbound, Moment, Phase, SourceVm, VmError};
 
 /// How long a guest that arrives has to enter its first vCPU. One whose vCPUs all wait for a command enters none.
 const ENTRY: Duration = Duration::from_millis(200);
@@ -100,12 +100,12 @@ impl Instance {
         let creds = self.monitor.parameters().tls_creds;
         let creds = creds.map(|directory| TlsCreds::load(&directory, Role::Server)).transpose();
         let creds = creds.map_err(TransportError::Credentials)?;
-        let listener = Listener::bind(uri, creds.as_ref())?;
+        let inbound = Inbound::open(uri, creds.as_ref())?;
         // There is no other: a guest arrives once.
         self.migrations.enter(Duration::ZERO);
         let instance = Arc::clone(self);
         let spawned = std::thread::Builder::new().name("incoming".to_owned()).spawn(move || {
-            let result = migrate::receive(instance.as_ref(), listener, &instance.monitor);
+            let result = migrate::receive(instance.as_ref(), inbound, &instance.monitor);
             if let Err(error) = result {
                 instance.not_received(error.to_string(), exit_on_error);
             }

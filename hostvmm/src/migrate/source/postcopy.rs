@@ -8,10 +8,10 @@
 //!
 //! The source's memory does not change any more, so its digest, taken when all is sent, is that of the guest that stopped.
 
+use super::Outgoing;
 use super::commit::Ready;
 use super::connect::Address;
 use super::stop::{Stopped, sum};
-use super::Outgoing;
 use crate::memory::SlotId;
 use crate::migrate::clock::HostTime;
 use crate::migrate::digest::{SlotDigests, memory_digest};

@@ -322,7 +322,8 @@ impl DestinationVm for TestVm {
 
     fn load(&self, sections: &[Section]) -> Result<(), VmError> {
         self.fail("load")?;
-        self.state.lock().unwrap().registers = sections[0].bytes.clone();
+        let section = sections.first().ok_or_else(|| VmError::new("load", "there is no state"))?;
+        self.state.lock().unwrap().registers = section.bytes.clone();
         Ok(())
     }
 

@@ -261,7 +261,9 @@ fn a_migration_is_cancelled_at_every_change_that_it_tells() {
                     let monitor = weak.upgrade().unwrap();
                     let asking = thread::spawn({
                         let monitor = Arc::clone(&monitor);
-                        move || drop(monitor.cancel())
+                        move || {
+                            let _ = monitor.cancel();
+                        }
                     });
                     while monitor.phase() != Phase::Cancelling && !asking.is_finished() {
                         thread::yield_now();
