@@ -1,4 +1,4 @@
-//! TLS 1.3 in both directions, each side proving who it is: [`TlsCreds`], [`keygen`], and the session under a channel.
+//! TLS 1.3 in both directions, each side proving who it is: [`TlsCreds`], [`keygen()`], and the session under a channel.
 //!
 //! A rustls connection is one object for both directions, and here one thread reads while another writes. So it is locked
 //! for encrypting and decrypting only, never while a socket is waited for: [`Incoming`] reads ciphertext first and then
