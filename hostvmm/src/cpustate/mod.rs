@@ -2,7 +2,7 @@
 //! differ. What becomes of each is a rule written down before, never luck.
 //!
 //! - [`table()`]: every id that KVM or the emulator lists, with its name and its [`Rule`]; docs/registers.md is made from it;
-//! - [`translate`]: from a source's registers to the writes that restore them at a destination, in order, with a named line
+//! - [`translate()`]: from a source's registers to the writes that restore them at a destination, in order, with a named line
 //!   ([`Note`]) for everything that is not simply copied, or the reasons why not ([`Refusal`]);
 //! - [`features`]: CPU compatibility by the fields of identification registers, and the [`features::Baseline`] of two machines;
 //! - [`Snapshot`]: a list of registers as text, the form of the fixtures.
