@@ -28,7 +28,7 @@ impl Handler for Remote {
         let instance = &self.0;
         match command {
             Command::QueryStatus => {
-                let status = instance.control().state();
+                let status = instance.run_state();
                 encode(&StatusInfo { running: status == RunState::Running, status })
             }
             Command::Stop => done(instance.stop()),
@@ -79,7 +79,7 @@ impl Remote {
             return Err(CommandError::generic("'-incoming' was not specified on the command line"));
         }
         let uri = address(uri)?;
-        let waits = instance.control().state() == RunState::Inmigrate && instance.monitor.phase() == Phase::None;
+        let waits = instance.run_state() == RunState::Inmigrate && instance.monitor.phase() == Phase::None;
         if !waits || instance.migrations.is_busy() {
             return Err(CommandError::generic("The incoming migration has already been started"));
         }
@@ -169,9 +169,10 @@ impl Remote {
             Some(HeartbeatEntry::new(vcpu, &heartbeat.read().ok()?))
         };
         let heartbeat = (0..instance.machine.config().vcpus).filter_map(beat).collect();
+        let (status, steps) = (instance.run_state(), instance.steps());
         encode(&TidemarkStatus {
-            status: instance.control().state(),
-            vcpus: instance.steps().into_iter().map(vcpu).collect(),
+            status,
+            vcpus: steps.into_iter().map(vcpu).collect(),
             logging: instance.log.is_running(),
             log_page: instance.machine.vm().log_page_bytes(),
             history: history.map(counts),
@@ -186,7 +187,7 @@ impl Remote {
     /// `sum -r` of each slot, of a guest that stands still.
     fn checksum(&self) -> Result<Value, CommandError> {
         let instance = &self.0;
-        let state = instance.control().state();
+        let state = instance.run_state();
         if !matches!(state, RunState::Prelaunch | RunState::Paused | RunState::Postmigrate) {
             let name = state.name();
             return Err(CommandError::generic(format!("A guest that is {name} has no checksum: `stop` it first")));

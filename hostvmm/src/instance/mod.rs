@@ -316,7 +316,7 @@ impl Instance {
         agenda.end.get_or_insert(end);
         if !agenda.busy {
             self.wake.interrupt();
-        } else if self.control().state() == RunState::Paused {
+        } else if self.run_state() == RunState::Paused {
             // The verification of an arrival waits for a guest that was stopped meanwhile. There is another at the end.
             self.vcpus.resume();
         }
@@ -411,7 +411,7 @@ impl Instance {
     fn end_migration(&self) {
         // Refused where it has ended or cannot be cancelled any more; both end by themselves.
         let _ = self.monitor.cancel();
-        if self.control().state() != RunState::Inmigrate {
+        if self.run_state() != RunState::Inmigrate {
             self.migrations.wait_idle(vm::FAREWELL);
         }
     }
@@ -476,12 +476,17 @@ impl Instance {
 
     /// How far each vCPU is, or was as the guest left: its memory may be the destination's by now.
     fn steps(&self) -> Vec<Steps> {
-        if self.control().state() == RunState::Postmigrate { lock(&self.leaves_at).clone() } else { self.steps_now() }
+        if self.run_state() == RunState::Postmigrate { lock(&self.leaves_at).clone() } else { self.steps_now() }
     }
 
     fn steps_now(&self) -> Vec<Steps> {
         // One that has not booted yet has made no step.
         (0..self.spec.machine.vcpus).map(|vcpu| self.vcpus.progress(vcpu).unwrap_or_default()).collect()
+    }
+
+    /// A copy: a guard in a longer expression would outlive it, and lock out whoever comes next in it.
+    fn run_state(&self) -> RunState {
+        self.control().state()
     }
 
     fn control(&self) -> MutexGuard<'_, RunControl> {

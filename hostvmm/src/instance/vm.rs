@@ -117,7 +117,7 @@ impl Instance {
     }
 
     fn not_received(&self, error: String, exit_on_error: bool) {
-        if self.control().state() != RunState::Inmigrate {
+        if self.run_state() != RunState::Inmigrate {
             // The guest is here and runs: what went wrong afterwards is no reason to end it.
             tell(&format!("incoming migration: {error}"));
             self.agenda().complaint = Some(format!("the guest has arrived, but: {error}"));
