@@ -28,7 +28,7 @@ pub(crate) enum Way {
     Deferred,
     /// Over a unix socket; the digest of all memory is compared before the guest runs again.
     Full,
-    /// The files that hold the memory are handed over.
+    /// The files that hold the memory are handed over: there is nothing to digest, it stays where it is.
     Descriptors,
 }
 
@@ -227,9 +227,9 @@ impl Vm {
     pub(crate) fn migrate(&mut self, way: Way, socket: &Path) -> Result<Value, BenchError> {
         let mut parameters = json!({ "max-bandwidth": UNLIMITED });
         match way {
-            Way::Deferred => parameters["x-digest"] = json!("deferred"),
+            Way::Deferred | Way::Descriptors => parameters["x-digest"] = json!("deferred"),
             Way::Full => parameters["x-digest"] = json!("full"),
-            Way::Socket | Way::Descriptors => {}
+            Way::Socket => {}
         }
         self.execute("migrate-set-parameters", parameters)?;
         self.execute("migrate", json!({ "uri": way.uri(socket) }))?;

@@ -13,6 +13,10 @@ use serde::Serialize;
 const MOST_PASSES: u64 = 1000;
 /// A pass that leaves more than this part of what the one before left does not shrink.
 const SHRINKS: f64 = 0.99;
+/// A pass more pays if it leaves no more than this part of what there is to send,
+const PAYS: f64 = 0.3;
+/// and if the guest would wait so long for that.
+const WORTH_A_PASS: Duration = Duration::from_millis(2);
 
 /// One pass, as it happened.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
@@ -76,7 +80,22 @@ impl Observed {
         self.overhead.saturating_add(self.time(bytes as f64))
     }
 
-    /// Plays the passes forward until one is within `limit`.
+    /// Whether one pass more, before the guest is stopped, shortens what it waits for `bytes` so much that it pays.
+    pub(super) fn pays(&self, bytes: f64) -> bool {
+        self.is_felt(bytes) && self.left_after(bytes) <= bytes * PAYS
+    }
+
+    /// Whether a stopped guest that waits for `bytes` waits for long.
+    pub(super) fn is_felt(&self, bytes: f64) -> bool {
+        self.time(bytes) >= WORTH_A_PASS
+    }
+
+    /// What is dirty after a pass of `remaining` bytes.
+    fn left_after(&self, remaining: f64) -> f64 {
+        (self.dirty_rate * self.time(remaining).as_secs_f64()).min(self.working_set as f64)
+    }
+
+    /// Plays the passes forward until one is within `limit`, and none more pays.
     pub(super) fn estimate(&self, limit: Duration) -> Estimate {
         let known = Estimate {
             bandwidth: self.bandwidth as u64,
@@ -92,7 +111,7 @@ impl Observed {
         for pass in 1..=MOST_PASSES {
             sent += remaining;
             let downtime = self.overhead.saturating_add(self.time(remaining));
-            if downtime <= limit {
+            if downtime <= limit && !self.pays(remaining) {
                 return Estimate {
                     passes: Some(self.passes + pass),
                     bytes: Some(sent as u64),
@@ -100,7 +119,7 @@ impl Observed {
                     ..known
                 };
             }
-            let left = (self.dirty_rate * self.time(remaining).as_secs_f64()).min(self.working_set as f64);
+            let left = self.left_after(remaining);
             if left > remaining * SHRINKS {
                 break;
             }

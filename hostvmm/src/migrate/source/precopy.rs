@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! pass 0 ─► harvest ─► can what is left be sent within the limit? ── yes ─► stop: still so? ── yes ─► on to the rest
-//!              ▲                     │ no                                        │ no: the guest runs on
+//!              ▲                     │ no, or one pass more pays                 │ no: the guest runs on
 //!              └── send what was harvested ◄─────────────────────────────────────┘
 //! ```
 //!
@@ -25,9 +25,13 @@ const TELLING_BYTES: u64 = 4 << 20;
 /// The least time between two harvests of a guest that may not be stopped: each costs it its write permissions.
 const BREATH: Duration = Duration::from_millis(2);
 
+/// Passes that are only made in the hope of a moment in which less is left take this part of the time that all took so far.
+const PATIENCE: u32 = 16;
+
 /// Moves memory until the guest can be stopped within the limit, or post-copy is wanted.
 pub(super) fn run<'m>(out: &mut Outgoing<'_>, mut stage: Stage<'m, Active>) -> Result<Stopped<'m>, MigrateError> {
-    let mut harvested_at = Instant::now();
+    let started = Instant::now();
+    let (mut harvested_at, mut least, mut beyond) = (started, u64::MAX, Duration::ZERO);
     let report = out.send_everything()?;
     out.learn_bandwidth(&report);
     out.monitor.at(Boundary::SourcePass0End)?;
@@ -38,16 +42,29 @@ pub(super) fn run<'m>(out: &mut Outgoing<'_>, mut stage: Stage<'m, Active>) -> R
         out.take_acknowledgements()?;
         let limit = out.monitor.parameters().downtime();
         let wants_postcopy = out.wants_postcopy();
-        if wants_postcopy || out.is_within(limit, &dirty) {
+        let could_stop = out.is_within(limit, &dirty);
+        // What is foretold may not come: only passes that leave less and less are made beyond the limit, and for a while
+        // any, since a guest that writes in bursts has a moment between two of them in which nothing is left.
+        let remaining = out.observed.remaining;
+        let pays = remaining < std::mem::replace(&mut least, remaining) && out.observed.pays(remaining as f64);
+        let may_wait = out.observed.is_felt(remaining as f64) && beyond <= started.elapsed() / PATIENCE;
+        if wants_postcopy || (could_stop && !pays && !may_wait) {
             match stop::attempt(out, stage, &mut dirty, (!wants_postcopy).then_some(limit))? {
                 Attempt::Stopped(stage, moment) => return Ok(Stopped { stage, moment, dirty, wants_postcopy }),
                 Attempt::TooMuch(active) => stage = active,
             }
         }
-        out.slow_down_if_needed(&dirty);
+        if !could_stop {
+            out.slow_down_if_needed(&dirty);
+        }
         let report = out.send_pass(&dirty, 0, false)?;
         out.learn_bandwidth(&report);
         out.take_acknowledgements()?;
+        if could_stop {
+            // What is still on its way would be waited for by a stopped guest.
+            out.wait_for_acknowledgements(limit)?;
+            beyond += harvested_at.elapsed().max(BREATH);
+        }
         if harvested_at.elapsed() < BREATH && out.cancel.wait_until(harvested_at + BREATH) {
             out.monitor.check()?;
         }

@@ -98,6 +98,20 @@ impl Outgoing<'_> {
         Ok(())
     }
 
+    /// Waits until the destination has all that was sent, for up to `patience`.
+    pub(super) fn wait_for_acknowledgements(&mut self, patience: Duration) -> Result<(), MigrateError> {
+        let deadline = Instant::now() + patience;
+        while !self.unacknowledged.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.peer.receive("acknowledged a pass", left) {
+                Ok(message) => self.acknowledge(message)?,
+                Err(MigrateError::Silent { .. }) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// The destination's account of a pass.
     pub(super) fn acknowledge(&mut self, message: Message) -> Result<(), MigrateError> {
         let Message::PassAck { pass, digests } = message else { return Err(self.peer.unexpected(&message)) };
