@@ -67,7 +67,7 @@ pub enum PairError {
         /// Which command.
         command: String,
         /// Why.
-        source: ClientError,
+        source: Box<ClientError>,
         /// The end of its standard error.
         lines: Vec<String>,
     },
@@ -85,7 +85,7 @@ pub enum PairError {
         /// Which.
         side: String,
         /// Why.
-        source: LedgerError,
+        source: Box<LedgerError>,
     },
     /// The user ended the run.
     #[error("interrupted")]
@@ -249,7 +249,8 @@ impl Side {
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
-        PairError::Command { side: self.name.clone(), command: command.to_owned(), source, lines: self.lines() }
+        let (side, command, source) = (self.name.clone(), command.to_owned(), Box::new(source));
+        PairError::Command { side, command, source, lines: self.lines() }
     }
 
     /// Steps, log, dirty history.
@@ -377,7 +378,7 @@ impl Side {
         let status = watch.until(&what, || Ok(self.ended()))?;
         self.join_reader();
         let side = self.name.clone();
-        let ledger = Ledger::load(&self.ledger).map_err(|source| PairError::NoLedger { side, source });
+        let ledger = Ledger::load(&self.ledger).map_err(|error| PairError::NoLedger { side, source: Box::new(error) });
         let clock = std::mem::take(&mut lock(&self.printed).clock);
         Ok(Ended { status, ledger, clock, lines: self.lines() })
     }
