@@ -126,7 +126,7 @@ impl Moving<'_, '_> {
                     at = Instant::now();
                 }
                 Message::Pending(pending) => {
-                    self.note_missing(missing.get_or_insert_with(|| self.no_pages()), &pending)
+                    self.note_missing(missing.get_or_insert_with(|| self.no_pages()), &pending);
                 }
                 Message::Digest(None) if missing.is_some() => {
                     let (sections, none) = (sections.finish()?, [0; SlotId::COUNT]);

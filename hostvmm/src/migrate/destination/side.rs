@@ -95,12 +95,8 @@ pub(super) fn receive(
         order.accept(&message, payload_bytes)?;
         match message {
             Message::Pages(batch) => pages.receive(&batch, payload_bytes, &mut reader)?,
-            Message::Sync { pass } => {
-                if !turnstile.pass_through(pass) {
-                    return Ok(());
-                }
-            }
-            // The order lets nothing else pass.
+            Message::Sync { pass } if !turnstile.pass_through(pass) => return Ok(()),
+            // On to the next pass; the order lets nothing else come.
             _ => {}
         }
     };
