@@ -133,7 +133,7 @@ mod tests {
     fn length_and_nesting_are_bounded() {
         let mut framer = Framer::new(16);
         assert_eq!(framer.next(&mut &b"{\"a\": \"0123456789\"}"[..]), Err(FrameError::TooLong));
-        let deep = vec![b'['; MAX_DEPTH + 1];
+        let deep = [b'['; MAX_DEPTH + 1];
         assert_eq!(Framer::new(1024).next(&mut &deep[1..]), Ok(None));
         assert_eq!(Framer::new(1024).next(&mut &deep[..]), Err(FrameError::TooDeep));
     }

@@ -167,7 +167,7 @@ fn hostile_clients_harm_nobody() {
 #[test]
 fn a_reply_too_long_to_be_one_is_refused() {
     let mut framer = framing::Framer::new(framing::MAX_REPLY_BYTES);
-    let endless = vec![b'['; framing::MAX_DEPTH];
+    let endless = [b'['; framing::MAX_DEPTH];
     assert_eq!(framer.next(&mut &endless[..]), Ok(None));
     let filler = vec![b' '; framing::MAX_REPLY_BYTES];
     assert_eq!(framer.next(&mut &filler[..]), Err(framing::FrameError::TooLong));

@@ -31,7 +31,10 @@ impl Handler for Remote {
                 let status = instance.run_state();
                 encode(&StatusInfo { running: status == RunState::Running, status })
             }
-            Command::Stop => done(instance.stop()),
+            Command::Stop => {
+                instance.stop();
+                done()
+            }
             Command::Cont => instance.cont().map_err(CommandError::generic).map(|()| json!({})),
             Command::Migrate { uri } => {
                 instance.send(address(&uri)?).map_err(CommandError::generic).map(|()| json!({}))
@@ -39,7 +42,7 @@ impl Handler for Remote {
             Command::MigrateIncoming { uri, exit_on_error } => self.incoming(&uri, exit_on_error),
             Command::MigrateCancel => self.cancel(),
             Command::MigrateStartPostcopy => match instance.monitor.start_postcopy() {
-                Ok(()) => done(()),
+                Ok(()) => done(),
                 Err(error) => Err(CommandError::generic(error.to_string())),
             },
             Command::MigrateContinue { state: _ } => {
@@ -60,14 +63,17 @@ impl Handler for Remote {
                 encode(&instance.monitor.capabilities().list().map(state))
             }
             Command::QueryMigrate => match instance.monitor.phase() {
-                Phase::None => done(()),
+                Phase::None => done(),
                 _ => encode(&instance.monitor.info()),
             },
             Command::CalcDirtyRate { time, unit } => self.calc_dirty_rate(DirtyRate::duration(time, unit)),
             Command::QueryDirtyRate { unit } => self.dirty_rate(unit),
             Command::Status => self.status(),
             Command::Checksum => self.checksum(),
-            Command::Quit => done(instance.ask_end(End::Quit)),
+            Command::Quit => {
+                instance.ask_end(End::Quit);
+                done()
+            }
         }
     }
 }
@@ -84,14 +90,14 @@ impl Remote {
             return Err(CommandError::generic("The incoming migration has already been started"));
         }
         instance.receive(&uri, exit_on_error).map_err(|error| CommandError::generic(error.to_string()))?;
-        done(())
+        done()
     }
 
     fn cancel(&self) -> Result<Value, CommandError> {
         use crate::migrate::MonitorError;
         match self.0.monitor.cancel() {
             // As in QEMU: there is nothing to cancel, and that is what was wanted.
-            Ok(()) | Err(MonitorError::NotRunning) => done(()),
+            Ok(()) | Err(MonitorError::NotRunning) => done(),
             Err(error) => Err(CommandError::generic(error.to_string())),
         }
     }
@@ -99,7 +105,7 @@ impl Remote {
     fn set_parameters(&self, values: &Map<String, Value>) -> Result<Value, CommandError> {
         let values = values.iter().map(|(name, value)| (name.as_str(), value));
         self.0.monitor.set_parameters(values).map_err(|error| CommandError::generic(error.to_string()))?;
-        done(())
+        done()
     }
 
     fn parameters(&self) -> Result<Value, CommandError> {
@@ -121,7 +127,7 @@ impl Remote {
             error @ ParameterError::Invalid { .. } => CommandError::generic(error.to_string()),
         })?;
         self.0.migration_events.store(self.0.monitor.capabilities().events, Ordering::SeqCst);
-        done(())
+        done()
     }
 
     fn calc_dirty_rate(&self, time: Duration) -> Result<Value, CommandError> {
@@ -143,7 +149,7 @@ impl Remote {
             lock(&instance.rate).end(measured.ok());
         };
         match std::thread::Builder::new().name("dirty-rate".to_owned()).spawn(measure) {
-            Ok(_) => done(()),
+            Ok(_) => done(),
             Err(error) => {
                 lock(&self.0.rate).end(None);
                 Err(CommandError::generic(format!("cannot start a thread to measure: {error}")))
@@ -210,6 +216,6 @@ fn encode(value: &impl Serialize) -> Result<Value, CommandError> {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "every arm of a command yields a result")]
-fn done((): ()) -> Result<Value, CommandError> {
+fn done() -> Result<Value, CommandError> {
     Ok(json!({}))
 }

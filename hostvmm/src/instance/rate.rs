@@ -46,7 +46,7 @@ impl DirtyRate {
         self.state = match dirtied {
             Some((bytes, elapsed)) => {
                 let ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
-                State::Measured { mib_per_s: bytes.saturating_mul(1000) / ms >> 20 }
+                State::Measured { mib_per_s: (bytes.saturating_mul(1000) / ms) >> 20 }
             }
             None => State::Unstarted,
         };

@@ -82,7 +82,7 @@ impl Luggage {
                 SectionKind::Counter | SectionKind::Uart | SectionKind::Vcpu | SectionKind::Gic => {}
                 SectionKind::Progress if running.is_none() => running = Some(decode_progress(bytes).map_err(bad)?),
                 SectionKind::Heartbeat if heartbeat.is_none() => {
-                    heartbeat = Some(Departure::decode(bytes).map_err(bad)?)
+                    heartbeat = Some(Departure::decode(bytes).map_err(bad)?);
                 }
                 SectionKind::DirtyHistory if track_dirty => {
                     let at = usize::from(*index);

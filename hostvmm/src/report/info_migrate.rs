@@ -105,7 +105,7 @@ fn foreseen(text: &mut Text, info: &Value) {
 }
 
 fn mib(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 fn ms(ns: u64) -> String {
