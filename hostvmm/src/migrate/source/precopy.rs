@@ -42,7 +42,7 @@ pub(super) fn run<'m>(out: &mut Outgoing<'_>, mut stage: Stage<'m, Active>) -> R
         out.take_acknowledgements()?;
         let limit = out.monitor.parameters().downtime();
         let wants_postcopy = out.wants_postcopy();
-        let could_stop = out.is_within(limit, &dirty);
+        let mut could_stop = out.is_within(limit, &dirty);
         // What is foretold may not come: only passes that leave less and less are made beyond the limit, and for a while
         // any, since a guest that writes in bursts has a moment between two of them in which nothing is left.
         let remaining = out.observed.remaining;
@@ -51,7 +51,7 @@ pub(super) fn run<'m>(out: &mut Outgoing<'_>, mut stage: Stage<'m, Active>) -> R
         if wants_postcopy || (could_stop && !pays && !may_wait) {
             match stop::attempt(out, stage, &mut dirty, (!wants_postcopy).then_some(limit))? {
                 Attempt::Stopped(stage, moment) => return Ok(Stopped { stage, moment, dirty, wants_postcopy }),
-                Attempt::TooMuch(active) => stage = active,
+                Attempt::TooMuch(active) => (stage, could_stop) = (active, false),
             }
         }
         if !could_stop {
