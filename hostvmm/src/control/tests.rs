@@ -1,4 +1,4 @@
-//! A whole conversation over sockets, with clients that misbehave; replies were compared with those of QEMU 7.2 and 10.
+//! A whole conversation over sockets, with clients that misbehave; replies were compared with those of QEMU 7.2.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
