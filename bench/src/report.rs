@@ -105,8 +105,8 @@ impl fmt::Display for Report {
                 (Kind::Hostvmm, Some(ratio)) => format!("{ratio:.2}"),
                 _ => String::new(),
             };
-            let (total, downtime): (fn(&Migration) -> f64, fn(&Migration) -> f64) =
-                (|migration| migration.total_ms, |migration| migration.downtime_ms);
+            let total: fn(&Migration) -> f64 = |migration| migration.total_ms;
+            let downtime: fn(&Migration) -> f64 = |migration| migration.downtime_ms;
             writeln!(
                 f,
                 "{:<26} {kind:<8} {:<24} {:>9.0} {:>9} {:>12.2} {:>9} {:>7.0} {:>6} {:>9.1}",

@@ -18,7 +18,7 @@ use super::wire::MAX_PAGE_CHANNELS;
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Parameters {
-    /// Milliseconds that the guest may stand still, 0 to 2000000; 300. What it covers: [`super::Estimate::downtime`].
+    /// Milliseconds that the guest may stand still, 0 to 2000000; 300. What it covers: [`super::Estimate::downtime_ns`].
     pub downtime_limit: u64,
     /// Bytes a second that are sent at most, before the guest is stopped; 0, the default here, is no limit (in QEMU 0 is
     /// none as well, but the default is 128 MiB/s).

@@ -106,15 +106,13 @@ impl Pair {
     }
 
     /// Sends `pages` of `slot`, and returns the batches with their payloads.
-    fn pass(&mut self, slot: SlotId, pass: u32, mut pages: Vec<std::ops::Range<u64>>) -> Vec<(PageBatch, Vec<u8>)> {
+    fn pass(&mut self, slot: SlotId, pass: u32, mut run: std::ops::Range<u64>) -> Vec<(PageBatch, Vec<u8>)> {
         let mut batches = Vec::new();
         self.packer.begin(slot, pass);
-        for run in &mut pages {
-            while !run.is_empty() {
-                self.packer.add(&self.source, &self.sent, run).unwrap();
-                if self.packer.is_full() {
-                    batches.extend(taken(&mut self.packer));
-                }
+        while !run.is_empty() {
+            self.packer.add(&self.source, &self.sent, &mut run).unwrap();
+            if self.packer.is_full() {
+                batches.extend(taken(&mut self.packer));
             }
         }
         batches.extend(taken(&mut self.packer));
@@ -151,7 +149,7 @@ fn memory_is_equal_after_passes_of_every_encoding() {
         };
         (0..PAGES * 65536).step_by(3 * 4096).for_each(|at| write(&pair.source, at + 17, at as u8 | 1));
         let all = pair.all();
-        let first = pair.pass(SlotId::Region, 0, vec![all.clone()]);
+        let first = pair.pass(SlotId::Region, 0, all.clone());
         assert!(bytes(&pair.source, SlotId::Region) == bytes(&pair.destination, SlotId::Region));
         assert!(first.iter().flat_map(|(batch, _)| &batch.runs).any(|run| run.encoding == Encoding::Whole));
         assert_eq!(first.iter().any(|(batch, _)| batch.body == Body::Zstd), zstd);
@@ -159,7 +157,7 @@ fn memory_is_equal_after_passes_of_every_encoding() {
             // Pages that become zero, pages that change a little, pages that did not change at all.
             pair.source.copy_to_slot(SlotId::Region, 65536, &[0; 65536]).unwrap();
             (0..PAGES * 65536).step_by(9 * 4096).for_each(|at| write(&pair.source, at + 40, pass as u8));
-            let sent = pair.pass(SlotId::Region, pass, vec![all.clone()]);
+            let sent = pair.pass(SlotId::Region, pass, all.clone());
             assert!(bytes(&pair.source, SlotId::Region) == bytes(&pair.destination, SlotId::Region));
             assert_eq!(*pair.sent.slots.borrow(), *pair.received.slots.borrow());
             let deltas = sent.iter().flat_map(|(batch, _)| &batch.runs);
@@ -196,9 +194,9 @@ fn what_is_zero_on_both_sides_costs_nothing_and_stays_a_hole() {
 fn a_page_that_becomes_zero_is_cleared_at_the_destination() {
     let mut pair = Pair::new(16384, None, false);
     pair.source.copy_to_slot(SlotId::Ram, 3 * 16384 + 5000, &[1; 9000]).unwrap();
-    pair.pass(SlotId::Ram, 0, vec![2..5]);
+    pair.pass(SlotId::Ram, 0, 2..5);
     pair.source.copy_to_slot(SlotId::Ram, 3 * 16384 + 5000, &[0; 9000]).unwrap();
-    let sent = pair.pass(SlotId::Ram, 1, vec![2..5]);
+    let sent = pair.pass(SlotId::Ram, 1, 2..5);
     assert!(sent.iter().all(|(_, payload)| payload.is_empty()));
     assert!(bytes(&pair.destination, SlotId::Ram).iter().all(|byte| *byte == 0));
 }
@@ -211,7 +209,7 @@ fn a_batch_of_small_deltas_stands_for_no_more_than_one_of_whole_pages() {
         (0..PAGES * 16).for_each(|page| {
             pair.source.copy_to_slot(SlotId::Region, page * 4096, &[pass as u8]).unwrap();
         });
-        pair.pass(SlotId::Region, pass, vec![all.clone()]).len()
+        pair.pass(SlotId::Region, pass, all.clone()).len()
     };
     assert_eq!(count(&mut pair, 1), count(&mut pair, 2));
 }
@@ -220,8 +218,8 @@ fn a_batch_of_small_deltas_stands_for_no_more_than_one_of_whole_pages() {
 fn deltas_have_no_place_in_post_copy() {
     let mut pair = Pair::new(4096, Some(Arc::new(DeltaCache::new(1 << 20, 4096))), false);
     pair.source.copy_to_slot(SlotId::Region, 0, &[1]).unwrap();
-    pair.pass(SlotId::Region, 1, vec![0..1]);
-    let (batch, payload) = pair.pass(SlotId::Region, 2, vec![0..1]).remove(0);
+    pair.pass(SlotId::Region, 1, 0..1);
+    let (batch, payload) = pair.pass(SlotId::Region, 2, 0..1).remove(0);
     let refused = pair.unpacker.unpack(&batch, &payload, None, &pair.received);
     assert!(matches!(refused, Err(PageError::NoOldPage { slot: SlotId::Region, page: 0 })), "{refused:?}");
 }
@@ -237,7 +235,7 @@ proptest! {
         let mut pair = Pair::new(4096, cache, zstd);
         let text: Vec<u8> = (0..3 * 4096_u32).map(|at| ((at * at) >> 7) as u8).collect();
         pair.source.copy_to_slot(SlotId::Region, 4096, &text).unwrap();
-        pair.pass(SlotId::Region, 1, vec![0..5]);
+        pair.pass(SlotId::Region, 1, 0..5);
         pair.source.copy_to_slot(SlotId::Region, 7000, b"changed").unwrap();
         let before = bytes(&pair.destination, SlotId::Region);
         let (batch, mut payload) = {

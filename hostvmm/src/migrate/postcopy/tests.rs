@@ -74,7 +74,7 @@ fn whoever_touches_a_missing_page_finds_what_came_and_nothing_older() {
     for backing in [Backing::Memfd, Backing::Anonymous, Backing::Thp] {
         let Some(memory) = memory(backing) else { continue };
         // Older contents everywhere but in the last pages, which are zero on both sides; every third page is missing.
-        let is_missing = |_: SlotId, page: u64| page < PAGES - 8 && page % 3 == 0;
+        let is_missing = |_: SlotId, page: u64| page < PAGES - 8 && page.is_multiple_of(3);
         for slot in SlotId::ALL {
             for page in 0..PAGES - 8 {
                 let bytes = if is_missing(slot, page) { vec![0xee; 4096] } else { content(slot, page) };
