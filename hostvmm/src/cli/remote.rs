@@ -95,13 +95,25 @@ pub(super) fn migrate(args: &MigrateArgs) -> Result<Verdict, Ending> {
     client.migrate(&args.uri.to_string()).map_err(Ending::failed)?;
     if args.detach {
         say(&format!("migration started; `hostvmm info migrate --watch --qmp {}` shows it", args.vm.qmp));
+        if args.tuning.postcopy {
+            say("post-copy is allowed; the QMP command migrate-start-postcopy starts it");
+        }
         return Ok(Verdict::Pass);
     }
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&interrupted)).map_err(Ending::failed)?;
     }
-    let Some(info) = watch(&mut client, &interrupted)? else {
+    let mut awaits_postcopy = args.tuning.postcopy;
+    let start_postcopy = |client: &mut Client, info: &Value| {
+        let has_sent_all = info["ram"]["dirty-sync-count"].as_u64() > Some(0);
+        if awaits_postcopy && info["status"] == "active" && has_sent_all {
+            awaits_postcopy = false;
+            // Refused where the guest has been stopped meanwhile: then it arrives without.
+            drop(client.execute("migrate-start-postcopy", json!({})));
+        }
+    };
+    let Some(info) = watch(&mut client, &interrupted, start_postcopy)? else {
         // As in QEMU, where the one who watches and the one who migrates are two processes.
         tell(&format!(
             "the migration goes on; `hostvmm info migrate --watch --qmp {0}` shows it, `hostvmm migrate-cancel --qmp {0}` cancels it",
@@ -146,7 +158,7 @@ pub(super) fn info(args: &InfoArgs) -> Result<Verdict, Ending> {
         Subject::Migrate => {
             let info = if args.watch {
                 let forever = Arc::new(AtomicBool::new(false));
-                watch(&mut client, &forever)?.unwrap_or_default()
+                watch(&mut client, &forever, |_, _| {})?.unwrap_or_default()
             } else {
                 client.migration().map_err(Ending::failed)?
             };
@@ -167,8 +179,12 @@ fn show(info: &Value, json: bool) {
     if json { say(&info.to_string()) } else { say(migration_text(info).trim_end()) }
 }
 
-/// Shows a migration live until its end; `None` where the user does not want to see it.
-fn watch(client: &mut Client, interrupted: &AtomicBool) -> Result<Option<Value>, Ending> {
+/// Shows a migration live until its end, with `meanwhile` at each look; `None` where the user does not want to see it.
+fn watch(
+    client: &mut Client,
+    interrupted: &AtomicBool,
+    mut meanwhile: impl FnMut(&mut Client, &Value),
+) -> Result<Option<Value>, Ending> {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     let style = ProgressStyle::with_template("{prefix:>15} [{bar:30}] {bytes}/{total_bytes} {elapsed} {wide_msg}")
         .expect("the template is a constant that indicatif accepts");
@@ -179,7 +195,10 @@ fn watch(client: &mut Client, interrupted: &AtomicBool) -> Result<Option<Value>,
         }
         match client.migration() {
             Ok(info) if has_ended(&info) => break Ok(Some(info)),
-            Ok(info) => draw(&bar, &info),
+            Ok(info) => {
+                draw(&bar, &info);
+                meanwhile(client, &info);
+            }
             Err(error) => break Err(Ending::failed(error)),
         }
         std::thread::sleep(INTERVAL);

@@ -24,7 +24,8 @@ pub(crate) struct TuningArgs {
     /// Slow the vCPUs down if the guest dirties faster than is sent.
     #[arg(long)]
     pub(crate) auto_converge: bool,
-    /// Let the guest run at the destination before all of its memory is there.
+    /// Let the guest run at the destination before all of its memory is there: once pass 0 is sent, unless the guest could be
+    /// stopped within the limit by then; with `migrate -d` when the QMP command migrate-start-postcopy says so.
     #[arg(long)]
     pub(crate) postcopy: bool,
     /// When all of memory is compared: before the guest resumes, or after [default: full].

@@ -73,11 +73,13 @@ fn rounds(info: &Value) -> Vec<RoundEntry> {
 fn bytes(info: &Value) -> BytesEntry {
     let ram = |name: &str| info["ram"][name].as_u64().unwrap_or(0);
     let delta = info["xbzrle-cache"]["bytes"].as_u64().unwrap_or(0);
-    let (normal, postcopy) = (ram("normal-bytes"), ram("postcopy-bytes"));
+    let postcopy = ram("postcopy-bytes");
+    // Pages that were sent in post-copy are among the whole ones.
+    let normal = ram("normal-bytes").saturating_sub(postcopy);
     // With compression fewer bytes are sent than the pages have: what was sent is then all compressed.
     let whole = ram("transferred");
     let (normal, compressed) =
-        if normal + delta + postcopy <= whole { (normal, 0) } else { (0, whole - delta.min(whole)) };
+        if normal + delta + postcopy <= whole { (normal, 0) } else { (0, whole.saturating_sub(delta + postcopy)) };
     let protocol = whole.saturating_sub(normal + compressed + delta + postcopy);
     BytesEntry { normal, delta, compressed, postcopy, protocol, ..BytesEntry::default() }
 }
@@ -105,6 +107,14 @@ mod tests {
         assert!(entry.estimate.unwrap().converges);
         assert_eq!(entry.rounds[0].dirty, 8);
         assert_eq!(entry.bytes, Some(BytesEntry { normal: 4096, protocol: 904, ..BytesEntry::default() }));
+    }
+
+    #[test]
+    fn pages_sent_in_post_copy_are_not_counted_twice() {
+        let ram = json!({"transferred": 9000, "normal-bytes": 8192, "postcopy-bytes": 4096});
+        let entry = MigrationEntry::from_query(&json!({"status": "completed", "ram": ram}));
+        let bytes = BytesEntry { normal: 4096, postcopy: 4096, protocol: 808, ..BytesEntry::default() };
+        assert_eq!(entry.bytes, Some(bytes));
     }
 
     #[test]
