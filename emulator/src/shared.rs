@@ -92,9 +92,12 @@ impl Shared {
         self.deadlines[vcpu].store(ticks, Ordering::Relaxed);
     }
 
-    /// The earliest deadline of all vCPUs, or [`timer::NEVER`].
+    /// The earliest deadline of all vCPUs that is yet to come, or [`timer::NEVER`]. One that has passed is that of a vCPU
+    /// which is not run meanwhile: it will find its timer's interrupt when it is.
     pub(crate) fn next_deadline(&self) -> u64 {
-        self.deadlines.iter().map(|deadline| deadline.load(Ordering::Relaxed)).min().unwrap_or(timer::NEVER)
+        let now = self.clock.now_ticks();
+        let deadlines = self.deadlines.iter().map(|deadline| deadline.load(Ordering::Relaxed));
+        deadlines.filter(|deadline| *deadline > now).min().unwrap_or(timer::NEVER)
     }
 }
 

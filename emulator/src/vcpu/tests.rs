@@ -237,6 +237,16 @@ fn timer_wakes_wfi_at_the_exact_tick_when_time_is_warped() {
 }
 
 #[test]
+fn time_is_not_warped_to_what_has_passed_while_a_vcpu_was_not_run() {
+    let (mut vcpus, machine, _ram) = start(2, ICOUNT, TIMER);
+    assert_eq!(vcpus[0].run_for(1_000_000), Exit::Idle);
+    assert!(machine.warp_to_next_deadline());
+    assert_eq!(vcpus[1].run_for(1_000_000), Exit::CpuOff);
+    assert!(!machine.warp_to_next_deadline(), "nothing is left to wait for but the first vCPU, which has to be run");
+    assert_eq!(reported(&vcpus[0].run_for(1_000_000)), (27, 1000));
+}
+
+#[test]
 fn interrupts_are_taken_at_the_same_instruction_whatever_the_slices() {
     let loops = |clock: ClockMode, quantum: u64| {
         let (mut vcpus, machine, _ram) = start(1, clock, INTERRUPTED);
