@@ -188,5 +188,8 @@ pub(crate) fn beat(vcpu: usize) {
 }
 
 fn read_cycles(block: &Block) -> u64 {
-    if block.flags.load(Ordering::Relaxed) & FLAG_CYCLES != 0 { cycles::now() } else { 0 }
+    if block.flags.load(Ordering::Relaxed) & FLAG_CYCLES == 0 {
+        return 0;
+    }
+    cycles::now(block.cycles.load(Ordering::Relaxed))
 }

@@ -29,8 +29,8 @@ pub(crate) fn enable() -> bool {
     true
 }
 
-/// Cycles counted. Only after [`enable`] has found a counter.
-pub(crate) fn now() -> u64 {
+/// Cycles counted, whatever was read before: it has 64 bits. Only after [`enable`] has found a counter.
+pub(crate) fn now(_last: u64) -> u64 {
     let cycles: u64;
     // SAFETY: reading PMCCNTR_EL0, which is there, has no effect on anything else.
     unsafe { asm!("mrs {}, pmccntr_el0", out(reg) cycles, options(nomem, nostack, preserves_flags)) };

@@ -1,4 +1,4 @@
-//! The cycle counter, PMCCNTR (DDI 0487 G8.4), where it has 64 bits: PMUv3, on a CPU of ARMv8.
+//! The cycle counter, PMCCNTR (DDI 0487 G8.4), of PMUv3, on a CPU of ARMv8.
 #![expect(unsafe_code, reason = "coprocessor registers of a monitor that may not be there")]
 
 use core::arch::asm;
@@ -26,12 +26,13 @@ pub(crate) fn enable() -> bool {
     true
 }
 
-/// Cycles counted. Only after [`enable`] has found a counter.
-pub(crate) fn now() -> u64 {
-    let (low, high): (u32, u32);
+/// Cycles counted, continuing from `last`, what this vCPU read before. Only after [`enable`] has found a counter.
+///
+/// By the register of 32 bits, which every CPU with the monitor has: the access to all 64 by MRRC is undefined on some
+/// emulated ones. The upper half is right if fewer than 2^32 cycles have passed.
+pub(crate) fn now(last: u64) -> u64 {
+    let low: u32;
     // SAFETY: reading PMCCNTR, which is there, has no effect on anything else.
-    unsafe {
-        asm!("mrrc p15, 0, {}, {}, c9", out(reg) low, out(reg) high, options(nomem, nostack, preserves_flags));
-    }
-    u64::from(high) << 32 | u64::from(low)
+    unsafe { asm!("mrc p15, 0, {}, c9, c13, 0", out(reg) low, options(nomem, nostack, preserves_flags)) };
+    last.wrapping_add(u64::from(low.wrapping_sub(last as u32)))
 }
