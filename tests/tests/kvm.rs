@@ -24,10 +24,8 @@ const PASSES: usize = 4;
 const UNIT_TESTS: &str = "backend:: cpustate:: dirty:: machine::state:: migrate::postcopy probe:: vcpus:: memory::";
 /// Blocks that `verify cpu` runs for each architecture, from its default seed.
 const CPU_BLOCKS: u64 = 4000;
-/// The architectures of `verify cpu` and `verify migrate`.
+/// The architectures of `verify cpu`.
 const CPU_ARCHITECTURES: [&str; 2] = ["aarch64", "armv7"];
-/// The guests that migrate: small, since everything in the lab is slow.
-const MIGRANT: &str = "--accel kvm --ram 32M --vcpus 2 --workload dirtyram:pages=1024,step=32,sleep_ms=5";
 /// Seconds for everything in the guest: several times what it takes on two idle CPUs.
 const TIMEOUT_SECONDS: &str = "900";
 
@@ -91,12 +89,6 @@ fn script() -> String {
         let options = format!("--arch {arch} --count {CPU_BLOCKS} --json cpu-{arch}.json");
         script += &format!("job cpu-{arch} timeout -s KILL 300 hostvmm verify cpu {options}\n");
     }
-    for arch in CPU_ARCHITECTURES {
-        let options = format!("--arch {arch} {MIGRANT} --json migrate-{arch}.json");
-        script += &format!("job migrate-{arch} timeout -s KILL 240 hostvmm verify migrate {options}\n");
-    }
-    let options = format!("{MIGRANT} --at 50,source-stopped --json cancel.json");
-    script += &format!("job cancel timeout -s KILL 240 hostvmm verify cancel {options}\n");
     script + &format!("job unit timeout -s KILL 600 /files/hostvmm-tests --test-threads=2 --show-output {UNIT_TESTS}\n")
 }
 
@@ -143,37 +135,6 @@ fn the_emulators_cpu_and_the_hosts_agree_on_every_block() {
         let blocks: u64 = groups.iter().map(|group| group["blocks"].as_u64().unwrap()).sum();
         assert_eq!(blocks, CPU_BLOCKS, "{arch}");
     }
-}
-
-#[test]
-fn guests_of_both_architectures_migrate_on_kvm() {
-    let Some(out) = boot_or_skip() else { return };
-    for arch in CPU_ARCHITECTURES {
-        if arch == "armv7" && out.join("no-armv7").exists() {
-            println!("skipped: migrate-{arch}: the compiler has no target armv7a-none-eabi");
-            continue;
-        }
-        let (code, output) = job(out, &format!("migrate-{arch}"));
-        assert_eq!(code, 0, "{arch}:\n{output}");
-        let text = fs::read(out.join(format!("migrate-{arch}.json"))).unwrap();
-        let ledger: Value = serde_json::from_slice(&text).unwrap();
-        assert_eq!((&ledger["verdict"], &ledger["accelerator"]), (&"pass".into(), &"kvm".into()));
-        let migration = &ledger["migration"];
-        assert_eq!(migration["status"], "completed");
-        assert_eq!(migration["clock"]["reconciled"], true, "{migration}");
-        assert_eq!(ledger["region"]["sum_r_source"], ledger["region"]["sum_r_dest"]);
-    }
-}
-
-#[test]
-fn a_cancelled_migration_leaves_no_log_on_kvm() {
-    let Some(out) = boot_or_skip() else { return };
-    let (code, output) = job(out, "cancel");
-    assert_eq!(code, 0, "{output}");
-    let ledger: Value = serde_json::from_slice(&fs::read(out.join("cancel.json")).unwrap()).unwrap();
-    let cancels = ledger["migration"]["cancels"].as_array().unwrap();
-    assert_eq!(cancels.len(), 2);
-    assert!(cancels.iter().all(|cancel| cancel["status"] == "cancelled" && cancel["logging_off"] == true), "{ledger}");
 }
 
 #[test]
