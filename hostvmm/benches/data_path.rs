@@ -2,8 +2,10 @@
 //!
 //! Figures compare only within one run, so the ratios that matter are measured once more, interleaved, and printed at the end.
 
+mod in_turn;
+
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use abi::{Gpa, GuestRange, map};
 use criterion::{Criterion, Throughput, criterion_group};
@@ -14,6 +16,8 @@ use hostvmm::pass::{CopyTarget, PageSource as _, SlotView, Threads, copy_dirty, 
 use hostvmm::replicate::SumR;
 use twox_hash::XxHash3_64;
 use workload::digest::RegionDigest;
+
+use in_turn::in_turn;
 
 /// Larger than a last-level cache.
 const REGION_BYTES: u64 = 256 << 20;
@@ -50,25 +54,6 @@ fn plain_copy(dirty: &PageBitmap, source: &[u8], target: &mut [u8]) {
         let bytes = run.start as usize * PAGE..run.end as usize * PAGE;
         target[bytes.clone()].copy_from_slice(&source[bytes]);
     }
-}
-
-fn median(mut samples: Vec<Duration>) -> f64 {
-    samples.sort_unstable();
-    samples[samples.len() / 2].as_secs_f64()
-}
-
-/// Median times of two things, measured in turn.
-fn in_turn<A, B>(mut first: impl FnMut() -> A, mut second: impl FnMut() -> B) -> (f64, f64) {
-    let (mut left, mut right) = (Vec::new(), Vec::new());
-    for _ in 0..11 {
-        let start = Instant::now();
-        black_box(first());
-        left.push(start.elapsed());
-        let start = Instant::now();
-        black_box(second());
-        right.push(start.elapsed());
-    }
-    (median(left), median(right))
 }
 
 fn copying(c: &mut Criterion) {

@@ -2,10 +2,12 @@
 //!
 //! Figures compare only within one run, so the ratios that matter are measured once more, interleaved, and printed at the end.
 
+mod in_turn;
+
 use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use abi::boot::BootInfo;
 use abi::{Gpa, GuestRange, Tables, VaBits, map};
@@ -15,6 +17,8 @@ use hostvmm::memory::{GuestMemory, SlotId};
 use hostvmm::migrate::pages::{DeltaCache, LEAF_PAGE, LeafTable, Packer, Unpacker, encode, is_zero, leaf_of};
 use hostvmm::migrate::wire::{Description, Message, PageBatch};
 use workload::digest::node;
+
+use in_turn::in_turn;
 
 /// Larger than a last-level cache.
 const REGION_BYTES: u64 = 128 << 20;
@@ -76,25 +80,6 @@ fn memory() -> GuestMemory {
         memory.copy_to_slot(SlotId::Region, number * LEAF_PAGE as u64, &page).expect("in the region");
     }
     memory
-}
-
-fn median(mut samples: Vec<Duration>) -> f64 {
-    samples.sort_unstable();
-    samples[samples.len() / 2].as_secs_f64()
-}
-
-/// Median times of two things, measured in turn.
-fn in_turn<A, B>(mut first: impl FnMut() -> A, mut second: impl FnMut() -> B) -> (f64, f64) {
-    let (mut left, mut right) = (Vec::new(), Vec::new());
-    for _ in 0..11 {
-        let start = Instant::now();
-        black_box(first());
-        left.push(start.elapsed());
-        let start = Instant::now();
-        black_box(second());
-        right.push(start.elapsed());
-    }
-    (median(left), median(right))
 }
 
 fn looking(c: &mut Criterion) {
