@@ -19,7 +19,7 @@ use crate::migrate::digest::{SlotDigests, memory_digest};
 use crate::migrate::error::MigrateError;
 use crate::migrate::faults::Boundary;
 use crate::migrate::parameters::DigestMode;
-use crate::migrate::phase::{Device, Phase, Stage};
+use crate::migrate::phase::{Cancelled, Device, Phase, Stage};
 use crate::migrate::transport::CancelToken;
 use crate::migrate::vm::Moment;
 use crate::migrate::wire::{Features, GuestState, Message, Resumed, Text};
@@ -38,14 +38,7 @@ pub(super) struct Ready<'m> {
 /// Gives the guest away and sees that it arrives.
 pub(super) fn conclude(mut out: Outgoing<'_>, ready: Ready<'_>, address: &Address) -> Result<(), MigrateError> {
     let Ready { stage, moment, ready, received } = ready;
-    let stage = match stage.commit() {
-        Ok(stage) => stage,
-        Err(cancelled) => {
-            let error = cancelled.into();
-            out.peer.abort(&error);
-            return Err(error);
-        }
-    };
+    let stage = out.unless_cancelled(stage.commit())?;
     // From here on the guest is not run here, unless the destination is known not to run it.
     out.hold.give_away();
     let committed_at = HostTime::now();
@@ -80,6 +73,15 @@ pub(super) fn conclude(mut out: Outgoing<'_>, ready: Ready<'_>, address: &Addres
 }
 
 impl Outgoing<'_> {
+    /// The stage that `moved` has come to; a destination that waits is told of a migration that was cancelled before it.
+    pub(super) fn unless_cancelled<T>(&mut self, moved: Result<T, Cancelled>) -> Result<T, MigrateError> {
+        moved.map_err(|cancelled| {
+            let error = cancelled.into();
+            self.peer.abort(&error);
+            error
+        })
+    }
+
     fn commit(&mut self) -> Result<Resumed, MigrateError> {
         self.peer.send(&Message::Commit)?;
         self.monitor.at(Boundary::SourceCommitted)?;

@@ -80,14 +80,7 @@ pub(super) fn conclude(
     address: &Address,
 ) -> Result<(), MigrateError> {
     let Ready { stage, moment, ready, .. } = ready;
-    let stage = match stage.post_copy() {
-        Ok(stage) => stage,
-        Err(cancelled) => {
-            let error = cancelled.into();
-            out.peer.abort(&error);
-            return Err(error);
-        }
-    };
+    let stage = out.unless_cancelled(stage.post_copy())?;
     // From here on the guest is not run here, unless the destination is known not to have run it.
     out.hold.give_away();
     let committed_at = HostTime::now();

@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Outgoing;
+use super::connect::Peer;
 use super::hold::Pages;
 use super::pieces::Pieces;
 use crate::dirty::PageBitmap;
@@ -126,8 +127,8 @@ impl Outgoing<'_> {
         Ok(())
     }
 
-    fn send_here(&mut self, mut pieces: Pieces, is_stopped: bool) -> Result<Sent, MigrateError> {
-        let Self { peer, packers, .. } = self;
+    /// What sends the pages of this pass, over what, and what packs them for each channel.
+    fn sender(&mut self, is_stopped: bool) -> (PassSender<'_>, &mut Peer, &mut [Packer]) {
         let sender = PassSender {
             monitor: self.monitor,
             cancel: self.cancel,
@@ -137,20 +138,16 @@ impl Outgoing<'_> {
             page_bytes: self.page_bytes,
             pass: self.pass,
         };
+        (sender, &mut self.peer, &mut self.packers)
+    }
+
+    fn send_here(&mut self, mut pieces: Pieces, is_stopped: bool) -> Result<Sent, MigrateError> {
+        let (sender, peer, packers) = self.sender(is_stopped);
         sender.run(&mut packers[0], || pieces.next(), |message, payload| peer.send_pages(message, payload))
     }
 
     fn send_side_by_side(&mut self, pieces: Pieces, is_stopped: bool) -> Result<Sent, MigrateError> {
-        let Self { peer, packers, .. } = self;
-        let sender = PassSender {
-            monitor: self.monitor,
-            cancel: self.cancel,
-            pacer: (!is_stopped).then_some(&self.pacer),
-            memory: self.hold.vm.memory(),
-            leaves: &self.leaves,
-            page_bytes: self.page_bytes,
-            pass: self.pass,
-        };
+        let (sender, peer, packers) = self.sender(is_stopped);
         let pieces = Mutex::new(pieces);
         let next = || pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
         let send = |writer: &mut FrameWriter, packer: &mut Packer| {
