@@ -70,12 +70,10 @@ pub enum UriError {
         text: String,
     },
     /// `tcp:` with one part only.
-    #[error("{text:?} lacks a host; write tcp::{rest} for the loopback, or tcp:HOST:PORT")]
+    #[error("{text:?} lacks a host or a port; write tcp:HOST:PORT, or tcp::PORT for the loopback")]
     NoHost {
         /// The text.
         text: String,
-        /// What follows `tcp:`.
-        rest: String,
     },
     /// A host that is none.
     #[error("{host:?} in {text:?} is no host; write a name, an IPv4 address, or an IPv6 address in brackets")]
@@ -180,8 +178,7 @@ impl FromStr for Uri {
 
 fn tcp(text: &str, rest: &str) -> Result<Uri, UriError> {
     let owned = || text.to_owned();
-    let (host, port) =
-        rest.rsplit_once(':').ok_or_else(|| UriError::NoHost { text: owned(), rest: rest.to_owned() })?;
+    let (host, port) = rest.rsplit_once(':').ok_or_else(|| UriError::NoHost { text: owned() })?;
     let wrong_host = || UriError::Host { text: owned(), host: host.to_owned() };
     let host = match host.strip_prefix('[') {
         Some(inner) => {
