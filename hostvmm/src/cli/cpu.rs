@@ -1,6 +1,7 @@
 //! `verify cpu`: from options to blocks, and from what was found to a ledger.
 
-use super::args::{Accel, VerifyArgs};
+use super::args::VerifyArgs;
+use super::common::Accel;
 use super::ending::Ending;
 use crate::backend::{Accelerator, provenance};
 use crate::machine::BuildError;

@@ -7,7 +7,7 @@ use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::args::{CommonArgs, Mode};
+use super::common::{CommonArgs, Mode};
 use super::ending::Ending;
 use crate::control::Address;
 use crate::instance::{Incoming, Instance, InstanceError, Options};

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::args::{Clock, CommonArgs, Mode, VerifyArgs};
+use super::args::VerifyArgs;
+use super::common::{Clock, CommonArgs, Mode};
 use super::ending::Ending;
 use crate::machine::Heartbeat;
 use crate::report::{Ledger, Progress};

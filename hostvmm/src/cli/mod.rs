@@ -1,11 +1,12 @@
 //! The command line: parses it, runs what it asks for, and turns every ending into one line and an exit status.
 //!
-//! - [`args`], [`tuning`]: what clap sees; [`spec`], [`migrations`], [`instance`]: from options to a run; [`remote`]: clients of one; [`mod@ending`]: exit statuses; [`quantity`]:
+//! - [`args`], [`common`], [`scenario`], [`tuning`]: what clap sees; [`spec`], [`migrations`], [`instance`]: from options to a run; [`remote`]: clients of one; [`mod@ending`]: exit statuses; [`quantity`]:
 //!   numbers.
 //!
 //! Exit status: 0 verified, 1 a check failed, 2 usage or bad input, 4 skipped.
 
 mod args;
+mod common;
 mod cpu;
 mod ending;
 mod instance;
@@ -13,6 +14,7 @@ mod migrations;
 mod quantity;
 mod remote;
 mod replicate;
+mod scenario;
 mod spec;
 mod tuning;
 
@@ -27,11 +29,10 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use workload::{Geometry, Pattern, Workload};
 
-use self::args::{
-    Cli, Command, CommonArgs, EagerSplit, Format, GranuleArg, ReportArgs, RunArgs, Scenario, TablesArg, TlsKeygenArgs,
-    VerifyArgs,
-};
+use self::args::{Cli, Command, ReportArgs, RunArgs, TlsKeygenArgs, VerifyArgs};
+use self::common::{CommonArgs, EagerSplit, Format, GranuleArg, TablesArg};
 use self::ending::{Ending, say, tell};
+use self::scenario::Scenario;
 use crate::machine::devicetree;
 use crate::migrate::transport::tls::keygen;
 use crate::report::{self, Ledger, Progress, Verdict};

@@ -1,4 +1,6 @@
-//! Numbers on the command line: sizes with K, M, G suffixes, and addresses in hexadecimal or decimal.
+//! Numbers on the command line: sizes with K, M, G suffixes, addresses in hexadecimal or decimal, and times.
+
+use std::time::Duration;
 
 /// Bytes, as `4096`, `64K`, `8M`, `2G` (binary multiples; `8MiB` is understood, too).
 ///
@@ -24,6 +26,17 @@ pub(crate) fn address(text: &str) -> Result<u64, String> {
         None => digits.parse(),
     }
     .map_err(|error| format!("{text:?} is not an address ({error}); write it like 0x20000000"))
+}
+
+/// A time of up to one day, in whole milliseconds.
+///
+/// # Errors
+/// A sentence saying what is wrong, for clap to show.
+pub(crate) fn milliseconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<u64>() {
+        Ok(ms) if ms <= 86_400_000 => Ok(Duration::from_millis(ms)),
+        _ => Err(format!("{text:?} is not a number of milliseconds up to one day")),
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,9 @@ use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use workload::{Geometry, Plan, Workload};
 
-use super::args::{Accel, Clock, CommonArgs, EagerSplit, LogChoice, Mode, RegionMap, SelfCheck, TablesArg, Transport};
+use super::common::{
+    Accel, Clock, CommonArgs, EagerSplit, LogChoice, Mode, RegionMap, SelfCheck, TablesArg, Transport,
+};
 use super::ending::Ending;
 use crate::backend::{Accelerator, AcceleratorChoice};
 use crate::dirty::DirtyLogKind;

@@ -1,0 +1,133 @@
+//! What `verify` can be asked for, and the options that single scenarios have: [`Scenario`], [`MigrationArgs`], [`CpuArgs`].
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use super::quantity::milliseconds;
+use crate::verify::cpu::Group;
+use crate::verify::{Kill, Moment, Way};
+
+/// Options of `verify migrate`, `verify cancel` and `verify chain` alone.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of verify migrate, verify cancel and verify chain")]
+pub(crate) struct MigrationArgs {
+    /// How the guest travels: unix, tcp, fd, exec, file, or an address for both sides like tcp:127.0.0.1:4321 [default: unix].
+    #[arg(long, value_name = "WAY")]
+    pub(crate) uri: Option<Way>,
+    /// Of verify migrate: so many guests at once, each with a seed of its own.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
+    pub(crate) pairs: Option<u64>,
+    /// Of verify migrate: the original ARMv7 test's three workloads, one after the other.
+    #[arg(long, conflicts_with_all = ["workload", "pairs"])]
+    pub(crate) originals: bool,
+    /// Of verify chain: how often the guest moves on [default: 10].
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub(crate) hops: Option<u64>,
+    /// Of verify cancel: when to cancel, in milliseconds after the start or at boundaries between phases; `all` is each of them.
+    #[arg(long, value_name = "MOMENT[,MOMENT]", value_delimiter = ',')]
+    pub(crate) at: Vec<String>,
+    /// Of verify cancel: do not cancel, but kill, stop, cut off or fail one side, as BOUNDARY=ACTION with kill, stop, cut, fail or
+    /// disk-full; `some` is one action at each boundary, `all` is every action.
+    #[arg(long, value_name = "KILL[,KILL]", value_delimiter = ',', conflicts_with = "at")]
+    pub(crate) kills: Vec<String>,
+    /// Verify the guest where it has arrived, before it runs on.
+    #[arg(long)]
+    pub(crate) verify_guest: bool,
+    /// How long the guest runs before its migration and after it [default: 1200 in verify migrate].
+    #[arg(long, allow_negative_numbers = true, value_name = "MS", value_parser = milliseconds)]
+    pub(crate) settle_ms: Option<Duration>,
+    /// How long anything is waited for [default: 120000].
+    #[arg(long, allow_negative_numbers = true, value_name = "MS", value_parser = milliseconds)]
+    pub(crate) patience_ms: Option<Duration>,
+}
+
+impl MigrationArgs {
+    /// An option that is given and that `scenario` does not have.
+    pub(crate) fn stray(&self, scenario: Scenario) -> Option<&'static str> {
+        let is = |of: &[Scenario]| of.contains(&scenario);
+        let any = is(&[Scenario::Migrate, Scenario::Cancel, Scenario::Chain]);
+        let stray = [
+            ("--uri", self.uri.is_some(), any),
+            ("--pairs", self.pairs.is_some(), is(&[Scenario::Migrate])),
+            ("--originals", self.originals, is(&[Scenario::Migrate])),
+            ("--hops", self.hops.is_some(), is(&[Scenario::Chain])),
+            ("--at", !self.at.is_empty(), is(&[Scenario::Cancel])),
+            ("--kills", !self.kills.is_empty(), is(&[Scenario::Cancel])),
+            ("--verify-guest", self.verify_guest, any),
+            ("--settle-ms", self.settle_ms.is_some(), any),
+            ("--patience-ms", self.patience_ms.is_some(), any),
+        ];
+        stray.into_iter().find(|(_, given, fits)| *given && !fits).map(|(name, ..)| name)
+    }
+
+    /// When to cancel.
+    pub(crate) fn moments(&self) -> Result<Vec<Moment>, String> {
+        match self.at.as_slice() {
+            [] => Ok(Moment::SOME.to_vec()),
+            [all] if all == "all" => Ok(Moment::all()),
+            moments => moments.iter().map(|text| text.parse()).collect(),
+        }
+    }
+
+    /// What to do to which side; nothing if migrations are to be cancelled.
+    pub(crate) fn kills(&self) -> Result<Vec<Kill>, String> {
+        match self.kills.as_slice() {
+            [all] if all == "all" => Ok(Kill::all()),
+            [some] if some == "some" => Ok(Kill::some()),
+            kills => kills.iter().map(|text| text.parse()).collect(),
+        }
+    }
+}
+
+/// Options of `verify cpu` alone.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of verify cpu")]
+pub(crate) struct CpuArgs {
+    /// Blocks of instructions to compare [default: 100000].
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(crate) count: Option<u64>,
+    /// Compare only this block, as a disagreement names it.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", conflicts_with = "count", value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]
+    pub(crate) block: Option<u64>,
+    /// Compare blocks of this group only: integer, crc, branch, memory, exclusive, simd, system, maintenance, exception,
+    /// walk; atomic on AArch64; multiply, media, multiple on ARMv7.
+    #[arg(long, value_name = "GROUP", value_parser = group)]
+    pub(crate) group: Option<Group>,
+}
+
+impl CpuArgs {
+    /// Whether none is given.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count.is_none() && self.block.is_none() && self.group.is_none()
+    }
+}
+
+/// Scenarios of `verify`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Scenario {
+    /// Passes of harvest, copy and check of one workload.
+    Passes,
+    /// Every kind of translation tables, pattern and vCPU count that the host can run. Narrow it with --arch, --tables,
+    /// --granule, --va-bits, --workload, --vcpus, --mode.
+    Matrix,
+    /// Plant every kind of fault in the log, the copier and the TLB, and show which checker finds it.
+    Faults,
+    /// On KVM with huge pages: block mappings before logging, dissolved page by page while the log is exact, rebuilt after.
+    Hugepages,
+    /// Run random blocks of instructions and page-table walks on KVM and on the emulator, and compare every register and byte.
+    /// Of the common options it takes --arch, --seed, --json, --report and --format.
+    Cpu,
+    /// Move a guest that dirties memory from one process to another, and prove that it is whole, that its clock went on, and how
+    /// long it stood still.
+    Migrate,
+    /// Call migrations off, or kill one side, at every moment: exactly one side has the guest, whole and at full speed.
+    Cancel,
+    /// Move a guest from process to process, there and back, its dirty history with it.
+    Chain,
+}
+
+fn group(text: &str) -> Result<Group, String> {
+    Group::by_name(text)
+        .ok_or_else(|| format!("there is no group {text:?}; there are {}", Group::ALL.map(Group::name).join(", ")))
+}
