@@ -7,6 +7,7 @@
 //! - [`cpustate`]: what becomes of each register between kernels and accelerators; CPU compatibility;
 //! - [`dirty`]: dirty logs; [`pass`]: harvest, copy and digest; [`replicate`]: a region kept equal to a file or a peer;
 //! - [`migrate`]: a guest moves to another process while it runs;
+//! - [`colo`]: a guest on two hosts at once, either of which goes on alone;
 //! - [`heartbeat`]: what the guest leaves in its RAM about when it ran;
 //! - [`vcpus`]: executes vCPUs and is their remote control;
 //! - [`control`]: the QMP socket that controls a running VM, and its client;
@@ -15,6 +16,7 @@
 
 pub mod backend;
 pub mod cli;
+pub mod colo;
 pub mod control;
 pub mod cpustate;
 pub mod device;

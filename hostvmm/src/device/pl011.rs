@@ -1,10 +1,10 @@
 //! The PL011 UART (DDI 0183): transmits to a line buffer, receives nothing.
 //!
-//! [`Pl011`] is pure: a store may yield a whole line of console output, and [`Pl011::interrupt`] is the level of the
-//! interrupt line afterwards. The transmit FIFO drains at once, so the transmit interrupt is raised by every character.
+//! [`Pl011`] is pure: a store may yield a whole line of console output as the guest wrote it ([`console_text`] makes it safe to
+//! print), and [`Pl011::interrupt`] is the level of the interrupt line afterwards. The transmit FIFO drains at once, so the transmit interrupt is raised by every character.
 //! [`Pl011State`] is all of it, to go on elsewhere.
 
-/// Longest console line in bytes; a longer one is shown in pieces, so that a guest cannot make the host hoard it.
+/// Longest console line in bytes, its end included; a longer one is shown in pieces, so that a guest cannot make the host hoard it.
 pub const MAX_LINE_BYTES: usize = 1024;
 
 const DR: u64 = 0x00;
@@ -105,8 +105,8 @@ impl Pl011 {
         u64::from(value)
     }
 
-    /// Takes a store at `offset`; returns the console line that it completes, if it does.
-    pub fn write(&mut self, offset: u64, data: u64) -> Option<String> {
+    /// Takes a store at `offset`; returns the console line that it completes, its end included, if it does.
+    pub fn write(&mut self, offset: u64, data: u64) -> Option<Vec<u8>> {
         let value = data as u32; // registers have 32 bits; what is stored above them is not there
         match offset {
             DR => return self.transmit(value as u8),
@@ -128,16 +128,16 @@ impl Pl011 {
     }
 
     /// What has been written since the last whole line, for the end of a run.
-    pub fn take_partial_line(&mut self) -> Option<String> {
-        (!self.line.is_empty()).then(|| printable(&std::mem::take(&mut self.line)))
+    pub fn take_partial_line(&mut self) -> Option<Vec<u8>> {
+        (!self.line.is_empty()).then(|| std::mem::take(&mut self.line))
     }
 
-    fn transmit(&mut self, byte: u8) -> Option<String> {
+    fn transmit(&mut self, byte: u8) -> Option<Vec<u8>> {
         self.ris |= INT_TX;
-        if byte == b'\n' {
-            return Some(printable(&std::mem::take(&mut self.line)));
-        }
         self.line.push(byte);
+        if byte == b'\n' {
+            return self.take_partial_line();
+        }
         if self.line.len() >= MAX_LINE_BYTES { self.take_partial_line() } else { None }
     }
 }
@@ -148,6 +148,11 @@ fn identification(offset: u64) -> Option<u8> {
         return None;
     }
     ID.get(usize::try_from(index / 4).ok()?).copied()
+}
+
+/// A console line without its end, as text that cannot steer a terminal.
+pub fn console_text(line: &[u8]) -> String {
+    printable(line.strip_suffix(b"\n").unwrap_or(line))
 }
 
 /// Guest bytes as text that cannot steer a terminal.
@@ -181,7 +186,7 @@ mod tests {
         assert!(there.interrupt());
         assert_eq!(there.read(IBRD), 0x1234);
         b"line".iter().for_each(|byte| drop(there.write(DR, u64::from(*byte))));
-        assert_eq!(there.write(DR, u64::from(b'\n')).as_deref(), Some("half a line"));
+        assert_eq!(there.write(DR, u64::from(b'\n')).as_deref(), Some(&b"half a line\n"[..]));
         for index in 0..7 {
             let mut bad = state.clone();
             bad.registers[index] = 0x1_0000;
@@ -195,16 +200,17 @@ mod tests {
     #[test]
     fn characters_become_lines() {
         let mut uart = Pl011::default();
-        let lines: Vec<String> = b"hello\r\nworld\n!".iter().filter_map(|b| uart.write(DR, u64::from(*b))).collect();
-        assert_eq!(lines, ["hello", "world"]);
-        assert_eq!(uart.take_partial_line().as_deref(), Some("!"));
+        let lines: Vec<_> = b"hello\r\nworld\n!".iter().filter_map(|b| uart.write(DR, u64::from(*b))).collect();
+        assert_eq!(lines, [&b"hello\r\n"[..], b"world\n"]);
+        assert_eq!([console_text(&lines[0]), console_text(&lines[1])], ["hello", "world"]);
+        assert_eq!(uart.take_partial_line().as_deref(), Some(&b"!"[..]));
         assert_eq!(uart.take_partial_line(), None);
     }
 
     #[test]
     fn an_endless_line_is_shown_in_bounded_pieces() {
         let mut uart = Pl011::default();
-        let lines: Vec<String> = (0..3 * MAX_LINE_BYTES).filter_map(|_| uart.write(DR, 0x41)).collect();
+        let lines: Vec<_> = (0..3 * MAX_LINE_BYTES).filter_map(|_| uart.write(DR, 0x41)).collect();
         assert_eq!(lines.len(), 3);
         assert!(uart.line.is_empty());
     }
@@ -212,8 +218,9 @@ mod tests {
     #[test]
     fn a_guest_cannot_steer_the_terminal() {
         let mut uart = Pl011::default();
-        let lines: Vec<String> = b"\x1b[2J\x07\xff\n".iter().filter_map(|b| uart.write(DR, u64::from(*b))).collect();
-        assert_eq!(lines, ["\u{fffd}[2J\u{fffd}\u{fffd}"]);
+        let lines: Vec<_> = b"\x1b[2J\x07\xff\n".iter().filter_map(|b| uart.write(DR, u64::from(*b))).collect();
+        assert_eq!(lines, [b"\x1b[2J\x07\xff\n"]);
+        assert_eq!(console_text(&lines[0]), "\u{fffd}[2J\u{fffd}\u{fffd}");
     }
 
     #[test]

@@ -12,9 +12,10 @@ use super::stamps::Stamps;
 use super::turns::Turn;
 use super::{Event, VcpusError, Word};
 use crate::backend::{BackendError, Vm, VmHandle};
+use crate::colo::output::{StreamId, Tap};
 use crate::device::hypercall::{Phase, answer};
 use crate::device::log_budget::LogBudget;
-use crate::device::pl011::Pl011;
+use crate::device::pl011::{Pl011, console_text};
 use crate::machine::Machine;
 use crate::memory::GuestMemory;
 use crate::migrate::HostTime;
@@ -114,6 +115,7 @@ pub(super) struct Shared {
     /// Wakes the throttle's thread alone.
     throttle_changed: Condvar,
     uart: Mutex<Pl011>,
+    tap: Tap,
     mailbox: Mailbox,
 }
 
@@ -153,6 +155,7 @@ impl Shared {
             changed: Condvar::new(),
             throttle_changed: Condvar::new(),
             uart: Mutex::default(),
+            tap: Tap::default(),
             mailbox: Mailbox::default(),
         }
     }
@@ -179,6 +182,10 @@ impl Shared {
 
     pub(super) fn uart(&self) -> MutexGuard<'_, Pl011> {
         self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn tap(&self) -> &Tap {
+        &self.tap
     }
 
     /// Waits until another thread has changed the control state.
@@ -305,6 +312,7 @@ impl Shared {
     }
 
     pub(super) fn pause(&self) {
+        self.tap.set_pausing(true);
         let mut control = self.lock();
         if !std::mem::replace(&mut control.paused, true) {
             control.stamps.last_exit = HostTime::now();
@@ -327,6 +335,7 @@ impl Shared {
         control.slice = slice;
         control.quiescent = false;
         drop(control);
+        self.tap.set_pausing(false);
         self.announce();
         self.throttle_changed.notify_all();
     }
@@ -343,6 +352,7 @@ impl Shared {
     }
 
     pub(super) fn stop(&self) {
+        self.tap.set_pausing(true);
         let mut control = self.lock();
         control.stopping = true;
         for vcpu in 0..control.seats.len() {
@@ -355,6 +365,7 @@ impl Shared {
 
     /// The thread that executed `vcpu` is gone, and with the instruction clock every other vCPU's as well.
     pub(super) fn abandon(&self, vcpu: usize, reason: String) {
+        self.tap.set_pausing(true);
         let mut control = self.lock();
         control.stopping = true;
         control.seats.iter_mut().for_each(|seat| seat.state = State::Ended);
@@ -380,10 +391,17 @@ impl Shared {
         }
     }
 
+    /// Hands on a line of the console. The caller holds the UART's lock, so that lines keep their order.
+    pub(super) fn emit_line(&self, line: Vec<u8>) {
+        if let Err(line) = self.tap.capture(StreamId::CONSOLE, line) {
+            self.post(Event::Console(console_text(&line)));
+        }
+    }
+
     pub(super) fn flush_console(&self) {
-        let partial = self.uart().take_partial_line();
-        if let Some(line) = partial {
-            self.post(Event::Console(line));
+        let mut uart = self.uart();
+        if let Some(line) = uart.take_partial_line() {
+            self.emit_line(line);
         }
     }
 }

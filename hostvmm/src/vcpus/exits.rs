@@ -99,10 +99,10 @@ fn store(shared: &Shared, vcpu: &mut dyn Vcpu, gpa: Gpa, len_bytes: u8, data: u6
             let level = uart.interrupt();
             // The lock is held so that the line's level cannot be overtaken by another vCPU's.
             shared.vm().set_irq_line(map::PL011_INTID, level);
-            drop(uart);
             if let Some(line) = line {
-                shared.post(Event::Console(line));
+                shared.emit_line(line);
             }
+            drop(uart);
             After::Continue
         }
         Target::Doorbell(offset) => match doorbell::rung(offset, len_bytes, data) {

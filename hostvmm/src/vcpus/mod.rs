@@ -45,6 +45,7 @@ use abi::hypercall::{Command, ExceptionReport, Outcome, PROGRESS_COMPLETED, PROG
 use abi::{Arch, Gpa, GuestRange};
 
 use crate::backend::{BackendError, Vcpu};
+use crate::colo::output::Tap;
 use crate::heartbeat::{GuestHeartbeat, ReadError};
 use crate::machine::{Clock, Frame, Machine};
 use crate::memory::MemoryError;
@@ -62,7 +63,7 @@ pub enum Event {
         /// Of what.
         outcome: Outcome,
     },
-    /// A line on the console.
+    /// A line on the console, where no tap takes it.
     Console(String),
     /// Something odd that the guest did and was told no, or that had no effect. Bounded in number.
     Diagnostic(String),
@@ -359,6 +360,11 @@ impl Vcpus {
             .map_err(|source| VcpusError::Thread { vcpu, source })?;
         self.threads.push(thread);
         Ok(())
+    }
+
+    /// Where the guest's output can be taken as it is emitted.
+    pub fn output(&self) -> &Tap {
+        self.shared.tap()
     }
 
     /// Waits for the next event. A timeout is for noticing a guest that no longer lives, not for synchronisation.

@@ -11,6 +11,7 @@ use super::control::Shared;
 use super::script::{ScriptVm, Stage};
 use super::{Event, SliceEnd, Vcpus, VcpusError, Wait};
 use crate::backend::Exit;
+use crate::colo::output::StreamId;
 use crate::machine::Clock;
 use crate::migrate::HostTime;
 
@@ -284,5 +285,58 @@ fn a_pause_is_stamped_from_the_last_exit_to_the_first_entry() {
         vcpus.resume();
         let entered = vcpus.wait_entry(LIVENESS).expect("it is entered again");
         assert!(left <= entered);
+    });
+}
+
+/// A guest that prints a line with each store: the byte, then the line's end.
+fn chatty() -> Box<dyn FnMut(&mut Stage<'_>) -> Exit + Send> {
+    let mut ends = false;
+    Box::new(move |stage| {
+        *stage.instructions += 1;
+        ends = !ends;
+        let data = u64::from(if ends { b'x' } else { b'\n' });
+        Exit::MmioWrite { gpa: map::PL011_BASE, len_bytes: 4, data }
+    })
+}
+
+#[test]
+fn a_tap_takes_the_console_before_a_pause_returns_and_nothing_else_hears_it() {
+    both_clocks(|clock| {
+        let vm = ScriptVm::new(vec![chatty()]);
+        let handle: Arc<dyn crate::backend::Vm> = Arc::clone(&vm) as _;
+        let shared = Shared::with(handle, vm.memory().clone(), "none.elf".into(), Arch::Aarch64, 1);
+        shared.tap().start();
+        let mut vcpus = Vcpus::start_on(Arc::new(shared), clock, 1).unwrap();
+        assert!(vcpus.output().wait(LIVENESS));
+        vcpus.pause();
+        let positions = vcpus.output().positions();
+        let records = vcpus.output().take();
+        assert_eq!(records.len() as u64, positions.get(StreamId::CONSOLE));
+        for (sequence, record) in (0..).zip(&records) {
+            assert_eq!((record.stream, record.sequence, &record.bytes[..]), (StreamId::CONSOLE, sequence, &b"x\n"[..]));
+        }
+        assert!(matches!(vcpus.wait_event(Some(Duration::ZERO)), Wait::TimedOut));
+        vcpus.shutdown();
+    });
+}
+
+#[test]
+fn a_guest_whose_output_nobody_takes_stands_still_and_can_be_paused_and_ended() {
+    both_clocks(|clock| {
+        let vm = ScriptVm::new(vec![chatty()]);
+        let mut vcpus = start(&vm, clock, 1);
+        vcpus.output().start();
+        while !vcpus.output().is_full() {
+            std::thread::yield_now();
+        }
+        vcpus.pause();
+        let stood = vcpus.output().positions();
+        assert!(vcpus.output().is_full());
+        vcpus.output().take();
+        vcpus.resume();
+        assert!(vcpus.output().wait(LIVENESS));
+        vcpus.shutdown();
+        let next = vcpus.output().take().first().map(|record| record.sequence);
+        assert_eq!(next, Some(stood.get(StreamId::CONSOLE)), "none was dropped");
     });
 }

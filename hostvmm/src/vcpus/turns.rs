@@ -67,6 +67,8 @@ pub(super) fn run(shared: &Shared, vcpus: &[SharedVcpu]) {
         charge(shared, executed);
         let after = handle(shared, vcpu.as_mut(), exit);
         shared.lock().turn.spend(executed, after);
+        drop(vcpu);
+        shared.tap().wait_room();
     }
 }
 

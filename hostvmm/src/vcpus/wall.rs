@@ -17,6 +17,8 @@ pub(super) fn run(shared: &Shared, index: usize, vcpu: &SharedVcpu) {
         }
         let exit = vcpu.run(None);
         handle(shared, vcpu.as_mut(), exit);
+        drop(vcpu);
+        shared.tap().wait_room();
     }
 }
 
