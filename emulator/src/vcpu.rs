@@ -90,12 +90,28 @@ impl Vcpu {
         exit
     }
 
-    /// As [`Self::settle`], and drops the exclusive monitor, which no register shows: what is left is registers, power and
-    /// [`Self::is_waiting`]. A store-exclusive may fail at any time, and the guest tries again.
+    /// As [`Self::settle`], and drops the exclusive monitor and the event register, which no register shows: what is left is
+    /// registers, power and [`Self::is_waiting`]. A store-exclusive may fail at any time, and the guest tries again.
     pub fn quiesce(&mut self) -> Option<Exit> {
         let exit = self.settle();
-        self.cpu.excl = Exclusive::default();
+        self.forget_hidden();
         exit
+    }
+
+    /// Drops whatever the vCPU is in the middle of, answered or not, and what no register shows: the next thing is that
+    /// another state is put in its place. It executes nothing.
+    pub fn discard(&mut self) {
+        self.doing = Doing::Executing;
+        self.cpu.mmio = MmioState::default();
+        self.forget_hidden();
+    }
+
+    /// What no register shows and a guest must expect to lose: exclusive monitor and event register. WFE may end at any
+    /// time here, so that an event that is lost holds nobody up.
+    fn forget_hidden(&mut self) {
+        self.take_events();
+        self.cpu.excl = Exclusive::default();
+        self.cpu.event = false;
     }
 
     /// Whether the vCPU waits for an interrupt, in WFI or CPU_SUSPEND.

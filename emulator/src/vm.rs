@@ -96,6 +96,14 @@ impl Machine {
         self.shared.dirty.mark_range(gpa, len_bytes);
     }
 
+    /// Makes every vCPU forget what it has read of guest memory, translations and decoded code, before it executes on: the
+    /// host has written there, and no instruction of the guest's tells of it. Not to be called from a thread that is
+    /// inside a vCPU's run.
+    pub fn forget_memory(&self) {
+        self.shared.request(Work::FLUSH_TLB);
+        self.shared.request(Work::FLUSH_CODE);
+    }
+
     /// Fetches and clears the dirty bitmap of `slot` into `bitmap` (`dirty().words(slot)` words, bit i of word w is page
     /// 64 w + i). When it returns, every store to a page that is not in the bitmap will be in the next one. Not to be
     /// called from a thread that is inside a vCPU's run.

@@ -1,6 +1,8 @@
 //! A machine that is saved, encoded, decoded and restored in another one at many points of a guest's life, with both firmwares,
 //! one to eight vCPUs, both clocks and both ways of calling: the guest goes on and finds every byte as the plan has it.
 //!
+//! A machine whose guest has run elsewhere takes the state as often as it is given one, as COLO's secondary does.
+//!
 //! With the instruction clock the run that moves is the run that stays, bit for bit, at every point at which either is looked at.
 
 use std::collections::BTreeSet;
@@ -65,6 +67,7 @@ impl Guest {
 
     fn take(&mut self, event: Event) -> bool {
         match event {
+            Event::Restored => self.parked.fill(None),
             Event::Parked { vcpu, outcome } => self.parked[vcpu] = Some(outcome),
             Event::Console(line) => self.lines.push(line),
             Event::CpuOff { .. } => {}
@@ -318,5 +321,108 @@ fn an_aarch64_guest_that_is_moved_runs_as_the_one_that_stays_bit_for_bit() {
 fn an_armv7_guest_that_is_moved_runs_as_the_one_that_stays_bit_for_bit() {
     for (vcpus, transport) in [(1, Transport::Mmio), (4, Transport::Hvc), (8, Transport::Mmio)] {
         goes_on_exactly(Arch::Armv7, vcpus, transport, "dirtyram:sleep_ms=1");
+    }
+}
+
+/// As [`copy`], over memory that has been written.
+fn overwrite(from: &GuestMemory, to: &GuestMemory) {
+    for slot in SlotId::ALL {
+        let range = from.slot(slot).range();
+        let mut bytes = [vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]];
+        for offset in (0..range.len_bytes()).step_by(CHUNK_BYTES) {
+            from.copy_from_slot(slot, offset, &mut bytes[0]).unwrap();
+            to.copy_from_slot(slot, offset, &mut bytes[1]).unwrap();
+            if bytes[0] != bytes[1] {
+                to.copy_to_slot(slot, offset, &bytes[0]).unwrap();
+            }
+        }
+    }
+}
+
+/// With the instruction clock: a guest, and a machine that runs the same one elsewhere and is made to follow it.
+fn follows_exactly(arch: Arch, vcpus: usize, transport: Transport, workload: &str) {
+    let Some(firmware) = firmware_of(arch) else { return };
+    let what = format!("{arch} {vcpus} {transport:?} {workload}");
+    let config = config(arch, vcpus, Clock::Icount, transport, workload);
+    let mut leads = Guest::load(config.clone(), firmware);
+    let mut follows = Guest::load(config, firmware);
+    let vm = follows.machine.vm();
+    vm.start_dirty_log(&SlotId::ALL).unwrap();
+    let (mut next, mut reloads) = (0, 0);
+    for count in [1, 12] {
+        loop {
+            leads.vcpus.run_slice(SLICE).unwrap();
+            // It goes its own way, ahead, and may have parked where the other has not.
+            follows.vcpus.run_slice(SLICE * (2 + reloads % 3)).unwrap();
+            for guest in [&mut leads, &mut follows] {
+                guest.vcpus.pause();
+            }
+            let mut bits = SlotId::ALL.map(|slot| {
+                vec![
+                    0;
+                    (follows.machine.memory().slot(slot).range().len_bytes() / vm.log_page_bytes()).div_ceil(64)
+                        as usize
+                ]
+            });
+            let mut harvest = || {
+                for (slot, bits) in SlotId::ALL.into_iter().zip(&mut bits) {
+                    vm.harvest_dirty(slot, bits).unwrap();
+                }
+                bits.iter().flatten().map(|word| word.count_ones()).sum::<u32>()
+            };
+            harvest();
+            let state = MachineState::save(&leads.machine, &leads.vcpus).unwrap();
+            overwrite(leads.machine.memory(), follows.machine.memory());
+            vm.forget_memory().unwrap();
+            state.restore(&follows.machine, &follows.vcpus).unwrap();
+            state.set_counter(&follows.vcpus, CounterPolicy::RunsOn, ClockOffset::SAME).unwrap();
+            reloads += 1;
+            assert_eq!(harvest(), 0, "{what}: what the host wrote is not the guest's dirt");
+            let [saved, again] =
+                [&leads, &follows].map(|guest| comparable(MachineState::save(&guest.machine, &guest.vcpus).unwrap()));
+            assert!(saved == again, "{what}: reload {reloads}: {}", difference(&saved, &again));
+
+            // From here on the same, whatever it did before.
+            for guest in [&mut leads, &mut follows] {
+                guest.vcpus.run_slice(SLICE).unwrap();
+                guest.vcpus.pause();
+            }
+            let [saved, again] =
+                [&leads, &follows].map(|guest| comparable(MachineState::save(&guest.machine, &guest.vcpus).unwrap()));
+            assert!(saved == again, "{what}: after reload {reloads}: {}", difference(&saved, &again));
+            assert_equal_memory(leads.machine.memory(), follows.machine.memory());
+            let parked = leads.is_parked();
+            assert_eq!(parked, follows.is_parked(), "{what}: after reload {reloads}");
+            if parked {
+                assert_eq!(leads.parked, follows.parked, "{what}");
+                break;
+            }
+        }
+        for guest in [&mut leads, &mut follows] {
+            guest.command_all(Command::RunSteps { first: next, count });
+        }
+        next += count;
+    }
+    println!("{what}: {reloads} reloads");
+    assert!(reloads > 5, "{what}: {reloads} reloads");
+    for mut guest in [leads, follows] {
+        guest.vcpus.resume();
+        guest.wait_parked();
+        guest.check(next);
+        guest.power_off();
+    }
+}
+
+#[test]
+fn an_aarch64_machine_follows_another_bit_for_bit_whatever_its_own_guest_did() {
+    for (vcpus, transport) in [(1, Transport::Hvc), (4, Transport::Mmio)] {
+        follows_exactly(Arch::Aarch64, vcpus, transport, "dirtyram:sleep_ms=1");
+    }
+}
+
+#[test]
+fn an_armv7_machine_follows_another_bit_for_bit_whatever_its_own_guest_did() {
+    for (vcpus, transport) in [(1, Transport::Mmio), (4, Transport::Hvc)] {
+        follows_exactly(Arch::Armv7, vcpus, transport, "dirtyram:sleep_ms=1");
     }
 }

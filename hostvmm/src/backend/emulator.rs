@@ -127,6 +127,11 @@ impl Vm for EmulatorVm {
         })
     }
 
+    fn forget_memory(&self) -> Result<(), BackendError> {
+        self.machine.forget_memory();
+        Ok(())
+    }
+
     fn mark_dirty(&self, range: GuestRange) {
         self.machine.mark_dirty(range.start(), range.len_bytes());
     }
@@ -285,7 +290,6 @@ impl Vcpu for EmulatorVcpu {
     }
 
     fn reg_list(&mut self) -> Result<Vec<u64>, BackendError> {
-        self.settle();
         Ok(emulator::vcpu::Vcpu::reg_ids())
     }
 
@@ -303,6 +307,12 @@ impl Vcpu for EmulatorVcpu {
 
     fn set_on(&mut self, on: bool) -> Result<(), BackendError> {
         self.settle().set_power(if on { PowerState::On } else { PowerState::Off });
+        Ok(())
+    }
+
+    fn discard(&mut self) -> Result<(), BackendError> {
+        (self.unanswered_write, self.found) = (false, None);
+        self.vcpu.discard();
         Ok(())
     }
 

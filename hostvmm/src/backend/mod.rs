@@ -422,6 +422,15 @@ pub trait Vm: Send + Sync {
     /// [`BackendError::Gic`]. A state of another shape has changed nothing; a refused value leaves those before it changed.
     fn restore_gic(&self, state: &GicState) -> Result<(), BackendError>;
 
+    /// The host has written guest memory behind the guest's back, which executes nothing now: before any vCPU executes on it
+    /// forgets what it holds of translation tables and of code. The dirty log is not told: see [`Self::mark_dirty`].
+    ///
+    /// # Errors
+    /// [`BackendError::Refused`] in the accelerator's words.
+    fn forget_memory(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     /// Tells a running dirty log that the host wrote `range`.
     fn mark_dirty(&self, range: GuestRange);
 
@@ -572,6 +581,15 @@ pub trait Vcpu: Send {
     /// # Errors
     /// [`BackendError::State`] in the accelerator's words.
     fn set_on(&mut self, on: bool) -> Result<(), BackendError>;
+
+    /// Drops what the vCPU is in the middle of, as an access or a call that has not come to its end, and what no register
+    /// shows, so that another state can be put in its place. It executes nothing.
+    ///
+    /// # Errors
+    /// [`BackendError::Run`] where an access cannot be ended.
+    fn discard(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
 
     /// Completes what was answered and drops what no register shows and a guest must expect to lose (the exclusive
     /// monitor), so that registers and power are the vCPU's whole state. Returns whether it waits for an interrupt; one that

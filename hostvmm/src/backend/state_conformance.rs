@@ -8,7 +8,7 @@ use super::gic_state::{self, CPU_INTERFACE, DISTRIBUTOR, GicKey, LINE_LEVEL, RED
 use super::state_guest::{PC, StateGuest, V0, WINDOW, X0};
 use super::{Accelerator, Exit, GicState, VmHandle, open, register_bytes, why_no_kvm_guest};
 use crate::machine::{MachineConfig, Start};
-use crate::memory::{GuestMemory, host_page_bytes};
+use crate::memory::{GuestMemory, SlotId, host_page_bytes};
 
 /// KVM_REG_ARM_TIMER_CNT: the virtual counter.
 const TIMER_CNT: u64 = 0x6030_0000_0013_df1a;
@@ -253,7 +253,7 @@ fn line(vm: &VmHandle, intid: u64, level: bool) {
 }
 
 #[test]
-fn interrupts_saved_in_the_middle_of_nested_handlers_go_on_in_another_machine() {
+fn interrupts_saved_in_the_middle_of_nested_handlers_go_on_in_another_machine_and_again() {
     for accelerator in accelerators() {
         let memory = memory();
         StateGuest::load(&memory);
@@ -292,54 +292,79 @@ fn interrupts_saved_in_the_middle_of_nested_handlers_go_on_in_another_machine() 
         assert_eq!(vm.save_gic().unwrap(), state, "{accelerator}: saving changes nothing");
         let saved = [registers(&mut zero), registers(&mut one)];
 
-        let vm = machine(accelerator, 2, &memory);
-        vm.restore_gic(&state).unwrap();
-        let [mut zero, mut one] = [0, 1].map(|index| StateGuest::take_as_it_is(&vm, index));
-        for (guest, saved) in [&mut zero, &mut one].into_iter().zip(&saved) {
-            guest.vcpu.set_on(true).unwrap();
-            guest.vcpu.restore_regs(saved).unwrap();
-        }
-        assert_eq!(vm.save_gic().unwrap(), state, "{accelerator}: the same state in the other machine");
+        let mut snapshot = vec![0; memory.slot(SlotId::Ram).range().len_bytes() as usize];
+        memory.copy_from_slot(SlotId::Ram, 0, &mut snapshot).unwrap();
 
-        // The devices are served, so each handler ends for good; then what waited comes, the lower INTID first.
-        line(&vm, NESTED_HIGH, false);
-        line(&vm, NESTED_LOW, false);
-        zero.expect_interrupt(TO_ZERO);
-        assert_eq!(StateGuest::count(&memory, 0, NESTED_HIGH), 1);
-        assert_eq!(StateGuest::count(&memory, 0, NESTED_LOW), 1);
-        zero.expect_interrupt(EDGE);
-        zero.expect_nothing();
-        // By priority at vCPU 1.
-        one.mask(false);
-        one.expect(0, ELSEWHERE);
-        line(&vm, ELSEWHERE, false);
-        one.expect(WINDOW, ELSEWHERE);
-        one.expect_interrupt(TO_ONE);
-        one.expect_nothing();
-        // The line that was high all the time comes as soon as it is enabled.
-        let mut state = vm.save_gic().unwrap();
-        assert_eq!(gic(&state, LINE_LEVEL, 32), bit(DISABLED), "{accelerator}");
-        *gic_mut(&mut state, DISTRIBUTOR, 0x104) |= bit(DISABLED);
-        vm.restore_gic(&state).unwrap();
-        zero.expect(0, DISABLED);
-        line(&vm, DISABLED, false);
-        zero.expect(WINDOW, DISABLED);
-        zero.expect_nothing();
-
-        let counts =
-            [(0, TO_ZERO), (0, EDGE), (0, NESTED_LOW), (0, NESTED_HIGH), (0, DISABLED), (1, ELSEWHERE), (1, TO_ONE)];
-        for vcpu in 0..2 {
-            for intid in 0..128 {
-                let expected = u32::from(counts.contains(&(vcpu, intid)));
-                assert_eq!(StateGuest::count(&memory, vcpu, intid), expected, "{accelerator}: {intid} at vCPU {vcpu}");
+        let other = machine(accelerator, 2, &memory);
+        let guests = [0, 1].map(|index| StateGuest::take_as_it_is(&other, index));
+        // In the other machine, again there when it has gone on, and in the first one, which is in the middle of a store.
+        for (vm, [mut zero, mut one]) in [(other, guests), (vm, [zero, one])] {
+            for round in 0..3 {
+                memory.write(map::RAM_BASE, &snapshot).unwrap();
+                vm.forget_memory().unwrap();
+                vm.restore_gic(&state).unwrap();
+                for (guest, saved) in [&mut zero, &mut one].into_iter().zip(&saved) {
+                    guest.vcpu.discard().unwrap();
+                    guest.vcpu.set_on(true).unwrap();
+                    guest.vcpu.restore_regs(saved).unwrap();
+                }
+                assert_eq!(
+                    vm.save_gic().unwrap(),
+                    state,
+                    "{accelerator}: the same state, restored {round} times before"
+                );
+                end_nested_handlers(accelerator, &vm, &memory, &mut zero, &mut one);
             }
         }
-        let idle = vm.save_gic().unwrap();
-        for attr in [0x204, 0x304] {
-            assert_eq!(gic(&idle, DISTRIBUTOR, attr), 0, "{accelerator}");
-        }
-        assert_eq!(gic(&idle, CPU_INTERFACE, ICC_AP1R0), 0, "{accelerator}");
     }
+}
+
+/// What becomes of the machine that was saved in the middle of nested handlers.
+fn end_nested_handlers(
+    accelerator: Accelerator,
+    vm: &VmHandle,
+    memory: &GuestMemory,
+    zero: &mut StateGuest,
+    one: &mut StateGuest,
+) {
+    // The devices are served, so each handler ends for good; then what waited comes, the lower INTID first.
+    line(vm, NESTED_HIGH, false);
+    line(vm, NESTED_LOW, false);
+    zero.expect_interrupt(TO_ZERO);
+    assert_eq!(StateGuest::count(memory, 0, NESTED_HIGH), 1);
+    assert_eq!(StateGuest::count(memory, 0, NESTED_LOW), 1);
+    zero.expect_interrupt(EDGE);
+    zero.expect_nothing();
+    // By priority at vCPU 1.
+    one.mask(false);
+    one.expect(0, ELSEWHERE);
+    line(vm, ELSEWHERE, false);
+    one.expect(WINDOW, ELSEWHERE);
+    one.expect_interrupt(TO_ONE);
+    one.expect_nothing();
+    // The line that was high all the time comes as soon as it is enabled.
+    let mut state = vm.save_gic().unwrap();
+    assert_eq!(gic(&state, LINE_LEVEL, 32), bit(DISABLED), "{accelerator}");
+    *gic_mut(&mut state, DISTRIBUTOR, 0x104) |= bit(DISABLED);
+    vm.restore_gic(&state).unwrap();
+    zero.expect(0, DISABLED);
+    line(vm, DISABLED, false);
+    zero.expect(WINDOW, DISABLED);
+    zero.expect_nothing();
+
+    let counts =
+        [(0, TO_ZERO), (0, EDGE), (0, NESTED_LOW), (0, NESTED_HIGH), (0, DISABLED), (1, ELSEWHERE), (1, TO_ONE)];
+    for vcpu in 0..2 {
+        for intid in 0..128 {
+            let expected = u32::from(counts.contains(&(vcpu, intid)));
+            assert_eq!(StateGuest::count(memory, vcpu, intid), expected, "{accelerator}: {intid} at vCPU {vcpu}");
+        }
+    }
+    let idle = vm.save_gic().unwrap();
+    for attr in [0x204, 0x304] {
+        assert_eq!(gic(&idle, DISTRIBUTOR, attr), 0, "{accelerator}");
+    }
+    assert_eq!(gic(&idle, CPU_INTERFACE, ICC_AP1R0), 0, "{accelerator}");
 }
 
 #[test]

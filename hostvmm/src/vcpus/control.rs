@@ -235,6 +235,11 @@ impl Shared {
         self.mailbox.post(event);
     }
 
+    /// Drops what vCPUs have said and nobody has fetched, but for lines.
+    pub(super) fn forget_events(&self) {
+        self.mailbox.forget_events();
+    }
+
     pub(super) fn wait_event(&self, timeout: Option<Duration>) -> Wait {
         self.mailbox.wait(timeout)
     }

@@ -58,6 +58,11 @@ impl Mailbox {
         self.arrived.notify_all();
     }
 
+    /// Drops every event that is no line.
+    pub(super) fn forget_events(&self) {
+        self.lock().events.retain(Event::is_line);
+    }
+
     /// Ends the current wait, or the next one.
     pub(super) fn interrupt(&self) {
         self.lock().interrupted = true;

@@ -63,6 +63,9 @@ pub enum Event {
         /// Of what.
         outcome: Outcome,
     },
+    /// The machine was given another guest's state: what was told before of parked vCPUs holds no longer, and each that is
+    /// parked now is told of next.
+    Restored,
     /// A line on the console, where no tap takes it.
     Console(String),
     /// Something odd that the guest did and was told no, or that had no effect. Bounded in number.

@@ -135,7 +135,8 @@ impl Vcpus {
         })
     }
 
-    /// Makes every vCPU what `states` say. They stay paused; the counter is to be set, then [`Self::restore_power`].
+    /// Makes every vCPU what `states` say, whatever it was and is in the middle of: a machine whose guest has run can be
+    /// given a state as often as is wanted. They stay paused; the counter is to be set, then [`Self::restore_power`].
     ///
     /// # Errors
     /// [`VcpusError::NotPaused`], [`VcpusError::Count`], [`VcpusError::NoRegister`] and [`VcpusError::BadState`]: nothing
@@ -155,7 +156,10 @@ impl Vcpus {
                     .map_err(|reason| VcpusError::BadState { vcpu: index, reason: reason.to_owned() })?;
                 check_registers(vcpu.as_mut(), &state.registers)?;
             }
+            // What was told of the guest that was here before is not of this one.
+            self.shared.forget_events();
             for (index, (vcpu, state)) in vcpus.iter_mut().zip(states).enumerate() {
+                vcpu.discard()?;
                 vcpu.set_on(state.power != VcpuPower::Off)?;
                 vcpu.restore_regs(&state.registers)?;
                 let seat = &mut control.seats[index];
@@ -172,14 +176,15 @@ impl Vcpus {
                     }
                 };
             }
-            Ok(())
-        })?;
-        for (vcpu, state) in states.iter().enumerate() {
-            if let CallState::Parked { outcome, .. } = state.seat.call {
-                self.shared.post(Event::Parked { vcpu, outcome });
+            control.quiescent = false;
+            self.shared.post(Event::Restored);
+            for (vcpu, state) in states.iter().enumerate() {
+                if let CallState::Parked { outcome, .. } = state.seat.call {
+                    self.shared.post(Event::Parked { vcpu, outcome });
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Lets vCPUs that waited for an interrupt wait on: the last step of restoring `states`, when the counter is set.

@@ -178,6 +178,10 @@ impl<'a> RunningGuest<'a> {
                 self.outcomes[vcpu] = Some(outcome);
                 Ok(())
             }
+            Event::Restored => {
+                self.outcomes.fill(None);
+                Ok(())
+            }
             Event::Console(line) => {
                 self.progress.line(&format!("guest: {line}"));
                 Ok(())

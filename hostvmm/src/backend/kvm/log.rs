@@ -47,6 +47,11 @@ const _: () = assert!(size_of::<kvm_dirty_log>() == 0x10 && size_of::<kvm_clear_
 /// lock against the vCPUs for long.
 const CLEAR_CHUNK_PAGES: u64 = 4096;
 
+/// The memslot by which [`Tracker::forget_translations`] does it, and where: neither is used otherwise.
+const FLUSH_SLOT: u32 = 16;
+const FLUSH_GPA: u64 = 0;
+const _: () = assert!(SlotId::COUNT <= FLUSH_SLOT as usize);
+
 /// The memslots of a machine and their dirty log.
 pub(super) struct Tracker {
     vm: Arc<VmFd>,
@@ -269,34 +274,63 @@ impl Tracker {
             let words = &chunk[first..=last];
             let first_page = (index * chunk_words + first) as u64 * 64;
             let num_pages = (words.len() as u64 * 64).min(pages - first_page) as u32;
-            let clear = kvm_clear_dirty_log {
-                slot: slot.index() as u32,
-                num_pages,
-                first_page,
-                __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 { dirty_bitmap: words.as_ptr().cast_mut().cast() },
-            };
-            // SAFETY: `clear` is the struct that the call reads; it points to a bit for each of `num_pages`.
-            let result =
-                unsafe { libc::ioctl(self.vm.as_raw_fd(), KVM_CLEAR_DIRTY_LOG as libc::Ioctl, &raw const clear) };
-            if result < 0 {
-                let error = io::Error::last_os_error();
-                return Err(failed(format!(
-                    "KVM_CLEAR_DIRTY_LOG of {num_pages} pages from {first_page} of the {slot}: {error}"
-                )));
-            }
+            self.clear_words(slot.index() as u32, first_page, num_pages, words).map_err(|error| {
+                failed(format!("KVM_CLEAR_DIRTY_LOG of {num_pages} pages from {first_page} of the {slot}: {error}"))
+            })?;
         }
         Ok(())
     }
 
+    /// KVM_CLEAR_DIRTY_LOG of `num_pages` pages, of which `words` have a bit each.
+    fn clear_words(&self, slot: u32, first_page: u64, num_pages: u32, words: &[u64]) -> io::Result<()> {
+        let clear = kvm_clear_dirty_log {
+            slot,
+            num_pages,
+            first_page,
+            __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 { dirty_bitmap: words.as_ptr().cast_mut().cast() },
+        };
+        // SAFETY: `clear` is the struct that the call reads; it points to a bit for each of `num_pages`.
+        let result = unsafe { libc::ioctl(self.vm.as_raw_fd(), KVM_CLEAR_DIRTY_LOG as libc::Ioctl, &raw const clear) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Makes the CPUs forget the guest's translations of both stages. No ioctl is for that; KVM does it where the pages of a
+    /// slot are protected for its log, mapped or not, so a slot of one page comes and goes again, logged.
+    ///
+    /// # Errors
+    /// [`BackendError::Refused`] with the call at fault.
+    pub(super) fn forget_translations(&self) -> Result<(), BackendError> {
+        let page_bytes = self.page_bytes();
+        let region = |flags, memory_size| kvm_userspace_memory_region {
+            slot: FLUSH_SLOT,
+            flags,
+            guest_phys_addr: FLUSH_GPA,
+            memory_size,
+            userspace_addr: self.memory.slot(SlotId::Ram).host_base().expose_provenance().get() as u64,
+        };
+        let failed =
+            |what: &str, error: &dyn std::fmt::Display| refused(format!("{what} of the flushing slot: {error}"));
+        self.set_region(region(KVM_MEM_LOG_DIRTY_PAGES, page_bytes)).map_err(|error| failed("creation", &error))?;
+        // With every page dirty at the start, pages are protected only as their bits are cleared.
+        let cleared = if self.log == KvmLog::Initset { self.clear_words(FLUSH_SLOT, 0, 1, &[1]) } else { Ok(()) };
+        let deleted = self.set_region(region(0, 0));
+        cleared.map_err(|error| failed("KVM_CLEAR_DIRTY_LOG", &error))?;
+        deleted.map_err(|error| failed("deletion", &error))
+    }
+
     fn set_slot(&self, slot: SlotId, flags: u32) -> Result<(), kvm_ioctls::Error> {
         let backing = self.memory.slot(slot);
-        let region = kvm_userspace_memory_region {
+        self.set_region(kvm_userspace_memory_region {
             slot: slot.index() as u32,
             flags,
             guest_phys_addr: backing.range().start().raw(),
             memory_size: backing.range().len_bytes(),
             userspace_addr: backing.host_base().expose_provenance().get() as u64,
-        };
+        })
+    }
+
+    /// KVM_SET_USER_MEMORY_REGION of memory that is one of ours.
+    fn set_region(&self, region: kvm_userspace_memory_region) -> Result<(), kvm_ioctls::Error> {
         // SAFETY: the range is a mapping that `self.memory` keeps alive as long as the machine; nothing makes Rust
         // references into it.
         unsafe { self.vm.set_user_memory_region(region) }

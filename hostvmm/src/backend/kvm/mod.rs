@@ -137,6 +137,10 @@ impl Vm for KvmVm {
         self.gic.restore(state)
     }
 
+    fn forget_memory(&self) -> Result<(), BackendError> {
+        self.tracker.forget_translations()
+    }
+
     fn mark_dirty(&self, range: GuestRange) {
         self.tracker.mark(range);
     }

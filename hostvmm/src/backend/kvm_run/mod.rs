@@ -279,6 +279,11 @@ impl<K: Kernel> Vcpu for ProtocolVcpu<K> {
         self.kernel.set_stopped(!on).map_err(|error| self.state_error("KVM_SET_MP_STATE", &error))
     }
 
+    fn discard(&mut self) -> Result<(), BackendError> {
+        // The kernel has no way to give an access up: it ends in registers that are replaced, and writes no memory.
+        self.settle()
+    }
+
     fn instructions(&self) -> Option<u64> {
         None
     }

@@ -22,6 +22,8 @@ pub(crate) mod tests;
 pub use self::codec::BadSection;
 pub use self::counter::{CounterSet, CounterState};
 use super::Machine;
+#[cfg(doc)]
+use crate::backend::Vm;
 use crate::backend::{BackendError, GicState};
 use crate::device::pl011::{BadPl011, Pl011, Pl011State};
 use crate::migrate::{ClockOffset, CounterPolicy};
@@ -103,7 +105,8 @@ impl MachineState {
         Ok(Self { vcpus: states, gic: vm.save_gic()?, uart: vcpus.uart(), counter, icount })
     }
 
-    /// Makes `machine` what this state says, but for the counter. Its `vcpus` are paused and stay so.
+    /// Makes `machine` what this state says, but for the counter, whether it is new or its guest has run. Its `vcpus` are
+    /// paused and stay so. Where its memory was written as well since it ran: [`Vm::forget_memory`] first.
     ///
     /// # Errors
     /// [`StateError`]; the machine is useless then, unless it is [`StateError::CounterRate`], [`StateError::Clock`] or

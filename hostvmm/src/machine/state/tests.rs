@@ -13,7 +13,7 @@ use super::{MachineState, StateError};
 use crate::backend::{Accelerator, why_no_kvm_guest};
 use crate::machine::test_elf::{TestSegment, elf};
 use crate::machine::{BuildError, Clock, Image, Machine, MachineConfig, Transport};
-use crate::memory::SlotId;
+use crate::memory::{GuestMemory, SlotId};
 use crate::migrate::{ClockOffset, CounterPolicy};
 use crate::vcpus::state::{CallState, VcpuPower};
 use crate::vcpus::{Event, Vcpus, VcpusError, Wait};
@@ -120,9 +120,12 @@ fn machines() -> Vec<(MachineConfig, Machine)> {
 }
 
 pub(crate) fn parked(vcpus: &Vcpus) -> Outcome {
-    match vcpus.wait_event(Some(LIVENESS)) {
-        Wait::Event(Event::Parked { vcpu: 0, outcome }) => outcome,
-        other => panic!("{other:?}"),
+    loop {
+        match vcpus.wait_event(Some(LIVENESS)) {
+            Wait::Event(Event::Parked { vcpu: 0, outcome }) => return outcome,
+            Wait::Event(Event::Restored) => {}
+            other => panic!("{other:?}"),
+        }
     }
 }
 
@@ -194,6 +197,81 @@ fn a_guest_goes_on_wherever_it_is_moved_on_every_accelerator() {
         vcpus.pause();
         let error = vcpus.save().unwrap_err();
         assert!(matches!(error, VcpusError::Ended { vcpu: 0 }), "{what}: {error}");
+    }
+}
+
+/// Every byte of `memory`.
+fn bytes(memory: &GuestMemory) -> [Vec<u8>; SlotId::COUNT] {
+    SlotId::ALL.map(|slot| {
+        let mut bytes = vec![0; memory.slot(slot).range().len_bytes() as usize];
+        memory.copy_from_slot(slot, 0, &mut bytes).unwrap();
+        bytes
+    })
+}
+
+/// Gives `machine`, whose guest has run, a saved guest's memory and state.
+fn reload(
+    machine: &Machine,
+    vcpus: &Vcpus,
+    (memory, state): &([Vec<u8>; SlotId::COUNT], MachineState),
+    policy: CounterPolicy,
+) {
+    vcpus.pause();
+    for (slot, bytes) in SlotId::ALL.into_iter().zip(memory) {
+        machine.memory().copy_to_slot(slot, 0, bytes).unwrap();
+    }
+    machine.vm().forget_memory().unwrap();
+    state.restore(machine, vcpus).unwrap();
+    state.set_counter(vcpus, policy, ClockOffset::SAME).unwrap();
+}
+
+#[test]
+fn a_machine_whose_guest_has_run_takes_a_guest_s_state_again_and_again_on_every_accelerator() {
+    for ((config, machine), (_, other)) in machines().into_iter().zip(machines()) {
+        let what = format!("{} {:?}", config.accelerator, config.transport);
+        let vcpus = Vcpus::start(&machine).unwrap();
+        parked(&vcpus);
+        // It waits for its command; is given one that it has not seen; is in the middle of it, or past it.
+        let mut saved = Vec::new();
+        for point in 0..3 {
+            vcpus.pause();
+            let state = MachineState::save(&machine, &vcpus).unwrap();
+            saved.push((bytes(machine.memory()), state));
+            match point {
+                0 => vcpus.command(0, Command::RunSteps { first: 0, count: STEPS }).unwrap(),
+                1 => {
+                    vcpus.resume();
+                    vcpus.wait_entry(LIVENESS).expect("a vCPU enters");
+                }
+                _ => {}
+            }
+        }
+        vcpus.resume();
+        let others = Vcpus::start(&other).unwrap();
+        parked(&others);
+        for (round, policy) in [CounterPolicy::RunsOn, CounterPolicy::Stops].into_iter().cycle().take(4).enumerate() {
+            for (machine, vcpus) in [(&machine, &vcpus), (&other, &others)] {
+                for (point, guest) in saved.iter().enumerate() {
+                    reload(machine, vcpus, guest, policy);
+                    let again = MachineState::save(machine, vcpus).unwrap();
+                    assert_eq!(again.gic, guest.1.gic, "{what}: {round}");
+                    for (again, state) in again.vcpus.iter().zip(&guest.1.vcpus) {
+                        assert_eq!(again.seat, state.seat, "{what}: {round}");
+                    }
+                    if point == 0 {
+                        // It is told again that the guest waits.
+                        assert!(matches!(parked(vcpus), Outcome::Ready { .. }), "{what}: {round}");
+                        vcpus.command(0, Command::RunSteps { first: 0, count: STEPS }).unwrap();
+                    }
+                    vcpus.resume();
+                    assert_eq!(parked(vcpus), Outcome::Ran { next: STEPS }, "{what}: {round}, point {point}");
+                    for step in 0..STEPS {
+                        let page = Gpa::new(map::REGION_BASE.raw() + step * 4096);
+                        assert_eq!(machine.memory().read_obj::<u64>(page).unwrap(), step + 1, "{what}: {round}");
+                    }
+                }
+            }
+        }
     }
 }
 
