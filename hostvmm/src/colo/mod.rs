@@ -1,13 +1,40 @@
 //! COLO: a secondary runs beside the primary, checkpoints make it the same machine again, and either goes on alone when the
 //! other is lost.
 //!
+//! - [`ColoVm`]: what it needs of a machine; [`ColoMonitor`]: sees and steers it, with [`ColoParameters`] and [`ColoInfo`];
+//! - [`protocol`]: who may do what when, without doing it; docs/colo.md;
+//! - [`RamCache`]: the primary's memory as last received, and the flush; `pages`: sets of dirty pages;
 //! - [`output`]: what the guest emits, taken as it emits it;
-//! - [`outlet`]: where output goes, and who may send it there.
+//! - [`outlet`]: where output goes, and who may send it there; [`Voice`]: a machine's way to it;
+//! - [`ColoFault`], [`PlantedOmission`]: faults planted at the steps of both sides.
 
+mod cache;
+mod error;
+mod faults;
+mod info;
+mod monitor;
 pub mod outlet;
 pub mod output;
+mod pages;
+mod parameters;
+pub mod protocol;
+mod vm;
+mod voice;
 
 use std::fmt;
+
+pub use cache::RamCache;
+pub use error::ColoError;
+pub use faults::{ColoBoundary, ColoFault, Omission, PlantedOmission};
+pub use info::{
+    Cause, CheckpointReport, ColoInfo, ColoMode, ColoPhase, ColoStatus, Digests, DirtyCounts, Divergence, ExitReason,
+    Held, SlotDigests, StopSplit,
+};
+pub use monitor::{ColoMonitor, Ending, NoPair};
+pub use pages::DirtyPages;
+pub use parameters::ColoParameters;
+pub use vm::ColoVm;
+pub use voice::Voice;
 
 /// Which of the two a process is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

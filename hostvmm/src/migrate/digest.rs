@@ -21,7 +21,7 @@ use crate::memory::{GuestMemory, MemoryError, SlotId};
 use crate::pass::Threads;
 
 /// Takes the place of the pass in digests of all memory.
-pub(super) const END_TO_END: u64 = u64::MAX;
+pub(crate) const END_TO_END: u64 = u64::MAX;
 
 /// Bytes read at a time: they stay in the second-level cache.
 const PIECE: usize = 64 << 10;
@@ -30,11 +30,11 @@ const PIECE: usize = 64 << 10;
 const WORTH_A_THREAD_BYTES: u64 = 4 << 20;
 
 /// A digest for each slot.
-pub(super) type SlotDigests = [u64; SlotId::COUNT];
+pub(crate) type SlotDigests = [u64; SlotId::COUNT];
 
 /// The leaf of every page of both slots, as it was last sent or received, and the digest of them all.
 #[derive(Debug)]
-pub(super) struct Leaves {
+pub(crate) struct Leaves {
     slots: [SlotLeaves; SlotId::COUNT],
     salt: u64,
 }
@@ -48,7 +48,7 @@ struct SlotLeaves {
 
 impl Leaves {
     /// Of memory that is all zeroes.
-    pub(super) fn new(memory: &GuestMemory, salt: u64) -> Self {
+    pub(crate) fn new(memory: &GuestMemory, salt: u64) -> Self {
         let slots = SlotId::ALL.map(|id| {
             let range = memory.slot(id).range();
             let pages = range.len_bytes() / PAGE_BYTES;
@@ -67,7 +67,7 @@ impl Leaves {
     ///
     /// # Panics
     /// If a page is past the slot's end.
-    pub(super) fn set(&self, slot: SlotId, first: u64, leaves: &[u64], pass: u64) -> u64 {
+    pub(crate) fn set(&self, slot: SlotId, first: u64, leaves: &[u64], pass: u64) -> u64 {
         let SlotLeaves { base, leaves: table, sum } = &self.slots[slot.index()];
         let (mut change, mut digest) = (0_u64, 0_u64);
         for (new, page) in leaves.iter().zip(first..) {
@@ -84,13 +84,13 @@ impl Leaves {
     }
 
     /// Whether `page` of `slot` is known to be zero.
-    pub(super) fn is_zero(&self, slot: SlotId, page: u64) -> bool {
+    pub(crate) fn is_zero(&self, slot: SlotId, page: u64) -> bool {
         let place = usize::try_from(page).expect("a page's number fits usize");
         self.slots[slot.index()].leaves[place].load(Ordering::Relaxed) == ZERO
     }
 
     /// The digest of all memory, if it is as it was sent or received.
-    pub(super) fn digest(&self) -> SlotDigests {
+    pub(crate) fn digest(&self) -> SlotDigests {
         SlotId::ALL.map(|slot| self.slots[slot.index()].sum.load(Ordering::Acquire))
     }
 
@@ -98,7 +98,7 @@ impl Leaves {
     ///
     /// # Errors
     /// [`MemoryError::Io`] where memory cannot be searched for holes.
-    pub(super) fn first_other(&self, memory: &GuestMemory, slot: SlotId) -> Result<Option<Gpa>, MemoryError> {
+    pub(crate) fn first_other(&self, memory: &GuestMemory, slot: SlotId) -> Result<Option<Gpa>, MemoryError> {
         let SlotLeaves { base, leaves, .. } = &self.slots[slot.index()];
         let mut page = [0; PAGE];
         for (known, index) in leaves.iter().zip(0_u64..) {
@@ -119,7 +119,7 @@ impl Leaves {
 ///
 /// # Errors
 /// [`MemoryError::Io`] where memory cannot be searched for holes.
-pub(super) fn memory_digest(memory: &GuestMemory, salt: u64) -> Result<SlotDigests, MemoryError> {
+pub(crate) fn memory_digest(memory: &GuestMemory, salt: u64) -> Result<SlotDigests, MemoryError> {
     let mut digests = [0; SlotId::COUNT];
     for slot in SlotId::ALL {
         digests[slot.index()] = slot_digest(memory, slot, salt)?;

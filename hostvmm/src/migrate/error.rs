@@ -170,12 +170,12 @@ pub enum MigrateError {
 }
 
 impl MigrateError {
-    pub(super) fn lost(source: io::Error) -> Self {
+    pub(crate) fn lost(source: io::Error) -> Self {
         Self::Lost { source }
     }
 
     /// Whether it is only that the connection is gone: why may be told by something that came before.
-    pub(super) fn is_lost(&self) -> bool {
+    pub(crate) fn is_lost(&self) -> bool {
         matches!(self, Self::Lost { .. })
     }
 }

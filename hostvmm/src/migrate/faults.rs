@@ -217,7 +217,7 @@ impl FromStr for FaultPlan {
 
 /// What the step at a boundary has to do about a planted fault that did not end or stop the process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Planted {
+pub(crate) enum Planted {
     /// Cut the connections and go on.
     Cut,
     /// Fail.
@@ -232,19 +232,24 @@ impl FaultPlan {
         if self.boundary != boundary {
             return None;
         }
-        match self.action {
-            Action::Kill => {
-                let _ = kill_process(getpid(), Signal::KILL);
-                None
-            }
-            Action::Stop => {
-                let _ = kill_process(getpid(), Signal::STOP);
-                None
-            }
-            Action::Cut => Some(Planted::Cut),
-            Action::DiskFull => Some(Planted::DiskFull),
-            Action::Fail => Some(Planted::Fail),
+        carry_out(self.action)
+    }
+}
+
+/// Carries out `action`, as far as it is a matter of the process; what is left is for the step to do.
+pub(crate) fn carry_out(action: Action) -> Option<Planted> {
+    match action {
+        Action::Kill => {
+            let _ = kill_process(getpid(), Signal::KILL);
+            None
         }
+        Action::Stop => {
+            let _ = kill_process(getpid(), Signal::STOP);
+            None
+        }
+        Action::Cut => Some(Planted::Cut),
+        Action::DiskFull => Some(Planted::DiskFull),
+        Action::Fail => Some(Planted::Fail),
     }
 }
 

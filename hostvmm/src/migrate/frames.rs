@@ -13,7 +13,7 @@ use super::wire::{FrameDecoder, FrameEncoder, HEADER_BYTES, Message};
 
 /// Reads messages.
 #[derive(Debug)]
-pub(in crate::migrate) struct FrameReader {
+pub(crate) struct FrameReader {
     reader: Reader,
     decoder: FrameDecoder,
     meta: Vec<u8>,
@@ -21,12 +21,12 @@ pub(in crate::migrate) struct FrameReader {
 
 impl FrameReader {
     /// Of a channel whose greeting is over.
-    pub(in crate::migrate) fn new(reader: Reader) -> Self {
+    pub(crate) fn new(reader: Reader) -> Self {
         Self { reader, decoder: FrameDecoder::new(), meta: Vec::new() }
     }
 
     /// The next message, and how many bytes of payload follow it.
-    pub(in crate::migrate) fn next(&mut self) -> Result<(Message, u32), MigrateError> {
+    pub(crate) fn next(&mut self) -> Result<(Message, u32), MigrateError> {
         let mut header = [0; HEADER_BYTES];
         self.reader.read_exact(&mut header).map_err(MigrateError::lost)?;
         let header = self.decoder.header(&header)?;
@@ -37,19 +37,19 @@ impl FrameReader {
     }
 
     /// The payload of the last message.
-    pub(in crate::migrate) fn payload(&mut self, bytes: &mut [u8]) -> Result<(), MigrateError> {
+    pub(crate) fn payload(&mut self, bytes: &mut [u8]) -> Result<(), MigrateError> {
         self.reader.read_exact(bytes).map_err(MigrateError::lost)
     }
 
     /// The `count` descriptors that were handed over at this place of the stream.
-    pub(in crate::migrate) fn receive_files(&mut self, count: usize) -> Result<Vec<OwnedFd>, MigrateError> {
+    pub(crate) fn receive_files(&mut self, count: usize) -> Result<Vec<OwnedFd>, MigrateError> {
         self.reader.receive_files(count).map_err(MigrateError::lost)
     }
 }
 
 /// Writes messages.
 #[derive(Debug)]
-pub(in crate::migrate) struct FrameWriter {
+pub(crate) struct FrameWriter {
     /// Until it is finished.
     writer: Option<Writer>,
     encoder: FrameEncoder,
@@ -59,32 +59,32 @@ pub(in crate::migrate) struct FrameWriter {
 
 impl FrameWriter {
     /// Of a channel whose greeting is over.
-    pub(in crate::migrate) fn new(writer: Writer) -> Self {
+    pub(crate) fn new(writer: Writer) -> Self {
         Self { writer: Some(writer), encoder: FrameEncoder::new(), frame: Vec::new(), sent: 0 }
     }
 
     /// Sends a message without payload.
-    pub(in crate::migrate) fn send(&mut self, message: &Message) -> Result<(), MigrateError> {
+    pub(crate) fn send(&mut self, message: &Message) -> Result<(), MigrateError> {
         self.write(message, &[])
     }
 
     /// Sends pages.
-    pub(in crate::migrate) fn send_pages(&mut self, message: &Message, payload: &[u8]) -> Result<(), MigrateError> {
+    pub(crate) fn send_pages(&mut self, message: &Message, payload: &[u8]) -> Result<(), MigrateError> {
         self.write(message, payload)
     }
 
     /// Hands over descriptors, with one byte of the stream.
-    pub(in crate::migrate) fn send_files(&mut self, files: &[BorrowedFd<'_>]) -> Result<(), MigrateError> {
+    pub(crate) fn send_files(&mut self, files: &[BorrowedFd<'_>]) -> Result<(), MigrateError> {
         self.writer.as_mut().ok_or_else(finished)?.send_files(files).map_err(MigrateError::lost)
     }
 
     /// Tells the other side that nothing more comes.
-    pub(in crate::migrate) fn finish(&mut self, deadline: Instant) -> Result<(), MigrateError> {
+    pub(crate) fn finish(&mut self, deadline: Instant) -> Result<(), MigrateError> {
         self.writer.take().ok_or_else(finished)?.finish(deadline).map_err(MigrateError::lost)
     }
 
     /// Bytes sent so far, payloads included.
-    pub(in crate::migrate) fn sent(&self) -> u64 {
+    pub(crate) fn sent(&self) -> u64 {
         self.sent
     }
 

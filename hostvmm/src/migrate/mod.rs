@@ -14,20 +14,20 @@
 mod clock;
 mod converge;
 mod destination;
-mod digest;
+pub(crate) mod digest;
 pub mod downtime;
 mod error;
 mod estimate;
-mod faults;
+pub(crate) mod faults;
 pub mod file;
-mod frames;
+pub(crate) mod frames;
 mod info;
 mod monitor;
 pub mod pages;
 mod parameters;
 mod phase;
 pub mod postcopy;
-mod source;
+pub(crate) mod source;
 #[cfg(test)]
 mod tests;
 pub mod transport;

@@ -215,6 +215,9 @@ fn admit(hello: &Hello, inside: &Mutex<Inside>, channel: &Channel) -> Result<u16
             inside.come.push(index);
         }
         (Role::Query, Some(session)) if session == hello.session => {}
+        (Role::Colo, _) => {
+            return Err(Refusal::new(RefusalCode::Session, "this side waits for a migration, not for a COLO primary"));
+        }
         (Role::Pages(_) | Role::Query, _) => {
             return Err(Refusal::new(RefusalCode::Session, "no such migration is known here"));
         }

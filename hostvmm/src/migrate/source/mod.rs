@@ -12,7 +12,7 @@
 mod commit;
 mod connect;
 mod hold;
-mod pieces;
+pub(crate) mod pieces;
 mod postcopy;
 mod precopy;
 mod save;

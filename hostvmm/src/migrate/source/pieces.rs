@@ -12,7 +12,7 @@ const PIECE_BYTES: u64 = 256 << 10;
 
 /// Cuts the pages of a pass into pieces.
 #[derive(Debug)]
-pub(super) struct Pieces {
+pub(crate) struct Pieces {
     runs: std::vec::IntoIter<(SlotId, Range<u64>)>,
     rest: Option<(SlotId, Range<u64>)>,
     most_pages: u64,
@@ -20,7 +20,7 @@ pub(super) struct Pieces {
 
 impl Pieces {
     /// Of `pages`, a bitmap a slot.
-    pub(super) fn new(pages: &[PageBitmap; SlotId::COUNT]) -> Self {
+    pub(crate) fn new(pages: &[PageBitmap; SlotId::COUNT]) -> Self {
         let runs: Vec<_> =
             SlotId::ALL.into_iter().flat_map(|slot| pages[slot.index()].runs().map(move |run| (slot, run))).collect();
         Self { runs: runs.into_iter(), rest: None, most_pages: PIECE_BYTES / pages[0].page_bytes() }

@@ -8,8 +8,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::backend::Accelerator;
+use crate::colo::output::{Positions, Record, StreamId};
 use crate::memory::SlotId;
-use crate::migrate::{ClockOffset, CounterPolicy, DigestMode, HostTime};
+use crate::migrate::{ClockOffset, CounterPolicy, DigestMode, HostTime, Moment};
 
 /// A machine of 64 MiB RAM and 8 MiB region, in pages of 4 KiB.
 pub(super) fn description() -> Description {
@@ -145,7 +146,80 @@ pub(super) fn from_destination() -> impl Strategy<Value = Message> {
     ]
 }
 
+fn positions() -> impl Strategy<Value = Positions> {
+    vec(any::<u64>(), StreamId::COUNT).prop_map(|next| {
+        let mut positions = Positions::default();
+        StreamId::all().zip(next).for_each(|(stream, next)| positions.set(stream, next));
+        positions
+    })
+}
+
+fn records() -> impl Strategy<Value = Vec<Record>> {
+    let stream = (0..StreamId::COUNT as u16).prop_map(|raw| StreamId::from_raw(raw).expect("a stream"));
+    let record = (stream, any::<u64>(), vec(any::<u8>(), 0..50));
+    vec(record.prop_map(|(stream, sequence, bytes)| Record { stream, sequence, bytes }), 0..9)
+}
+
+/// Any message of a COLO pair, from either side.
+pub(super) fn from_a_pair() -> impl Strategy<Value = Message> {
+    let digest = prop_oneof![Just(DigestMode::Full), Just(DigestMode::Deferred)];
+    let offer = (any::<(u128, u64, bool, u64)>(), digest, any::<(i64, u64)>()).prop_map(
+        |((pair, epoch, compare, salt), digest, (offset_ns, uncertainty_ns))| {
+            let clock = ClockOffset { offset_ns, uncertainty_ns };
+            let description = description();
+            ColoMessage::Offer(Box::new(ColoOffer { pair, epoch, compare, digest, salt, clock, description }))
+        },
+    );
+    let numbered = (any::<u64>(), texts()).prop_flat_map(|(n, text)| {
+        prop_oneof![
+            Just(ColoMessage::CheckpointRequest { n }),
+            Just(ColoMessage::CheckpointCommit { n }),
+            Just(ColoMessage::CheckpointAbort { n, text: text.clone() }),
+            Just(ColoMessage::CheckpointFailed { n, text: text.clone() }),
+            Just(ColoMessage::Inexact { n, text }),
+        ]
+    });
+    let dirty = (slots(), 0_u64..1 << 50, vec(any::<u64>(), 1..40))
+        .prop_map(|(slot, word, words)| ColoMessage::Dirty { slot, first: word * 64, words });
+    let size = (any::<[u64; 5]>(), positions()).prop_map(|([n, bytes, ram, region, dirty], positions)| {
+        ColoMessage::VmstateSize(VmstateSize { n, bytes, digests: [ram, region], dirty, positions })
+    });
+    let loaded = (any::<[u64; 8]>(), option::of(any::<[u64; 2]>())).prop_map(|(words, ram)| {
+        let [n, primary_dirty, secondary_dirty, both_dirty, flushed, flush_ns, load_ns, check_ns] = words;
+        let loaded =
+            VmstateLoaded { n, primary_dirty, secondary_dirty, both_dirty, flushed, ram, flush_ns, load_ns, check_ns };
+        ColoMessage::VmstateLoaded(loaded)
+    });
+    let message = prop_oneof![
+        offer,
+        numbered,
+        dirty,
+        size,
+        loaded,
+        any::<[u64; 3]>().prop_map(|[n, at, counter]| ColoMessage::VmstateSend {
+            n,
+            stopped: Moment { at: HostTime::from_ns(at), counter }
+        }),
+        records().prop_map(ColoMessage::Held),
+        records().prop_map(ColoMessage::Output),
+        positions().prop_map(|accepted| ColoMessage::PrimaryAlive { accepted }),
+        Just(ColoMessage::CheckpointReady),
+        Just(ColoMessage::SecondaryAlive),
+        (any::<(u64, u64)>(), positions()).prop_map(|((n, dirty), positions)| ColoMessage::CheckpointReply {
+            n,
+            positions,
+            dirty
+        }),
+        any::<(u64, [u64; 2], u64)>().prop_map(|(n, cache, digest_ns)| ColoMessage::VmstateReceived {
+            n,
+            cache,
+            digest_ns
+        }),
+    ];
+    message.prop_map(Message::Colo)
+}
+
 /// Any message.
 pub(super) fn messages() -> impl Strategy<Value = Message> {
-    prop_oneof![from_source(), from_destination()]
+    prop_oneof![from_source(), from_destination(), from_a_pair()]
 }

@@ -4,6 +4,7 @@ use abi::boot::BootBlockError;
 
 use super::message::Tag;
 use super::{MAX_META_BYTES, MAX_PAYLOAD_BYTES, MAX_SECTION_BYTES, MAX_SECTIONS_BYTES, VersionRange};
+use crate::colo::output::BadRecord;
 use crate::memory::SlotId;
 
 /// Bytes that break the format, or come when they must not.
@@ -96,6 +97,12 @@ pub enum WireError {
     Boot {
         /// Why.
         reason: BootBlockError,
+    },
+    /// A record of output that is none.
+    #[error("{reason}")]
+    Record {
+        /// Why.
+        reason: BadRecord,
     },
     /// A frame that must not come now.
     #[error("a frame {tag} out of order: the migration is {state}")]

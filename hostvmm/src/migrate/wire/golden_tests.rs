@@ -9,7 +9,7 @@ use crate::memory::SlotId;
 use crate::migrate::{ClockOffset, CounterPolicy, DigestMode, HostTime};
 
 /// `message` has this tag and this meta, in a frame as the format says, and reads back.
-fn golden(message: &Message, tag: u16, meta: &[u8]) {
+pub(super) fn golden(message: &Message, tag: u16, meta: &[u8]) {
     let mut expected = b"TDMF".to_vec();
     expected.extend(tag.to_le_bytes());
     expected.extend([0, 0]);
@@ -26,7 +26,7 @@ fn golden(message: &Message, tag: u16, meta: &[u8]) {
     assert_eq!(decoder.message(&header, &frame[HEADER_BYTES..]).as_ref(), Ok(message));
 }
 
-fn le(words: &[u64]) -> Vec<u8> {
+pub(super) fn le(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 

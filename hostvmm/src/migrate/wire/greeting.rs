@@ -116,6 +116,8 @@ pub enum Role {
     Pages(u16),
     /// Asks what has become of the guest, after a main channel was lost.
     Query,
+    /// A primary to its secondary, and back.
+    Colo,
 }
 
 impl Role {
@@ -124,6 +126,7 @@ impl Role {
             Self::Main => (1, 0),
             Self::Pages(index) => (2, index),
             Self::Query => (3, 0),
+            Self::Colo => (4, 0),
         }
     }
 
@@ -132,6 +135,7 @@ impl Role {
             (1, 0) => Some(Self::Main),
             (2, 1..=MAX_PAGE_CHANNELS) => Some(Self::Pages(index)),
             (3, 0) => Some(Self::Query),
+            (4, 0) => Some(Self::Colo),
             _ => None,
         }
     }
@@ -143,6 +147,7 @@ impl fmt::Display for Role {
             Self::Main => f.write_str("main channel"),
             Self::Pages(index) => write!(f, "page channel {index}"),
             Self::Query => f.write_str("query channel"),
+            Self::Colo => f.write_str("channel of a pair"),
         }
     }
 }

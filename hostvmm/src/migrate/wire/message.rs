@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::batch::{PageBatch, raw_slot, slot};
+use super::colo::ColoMessage;
 use super::description::{Description, Field, Mismatch};
 use super::error::WireError;
 use super::fields::{Reader, Text, Writer};
@@ -59,11 +60,45 @@ pub enum Tag {
     Failure,
     /// [`Message::Answer`].
     Answer,
+    /// [`ColoMessage::Offer`].
+    ColoOffer,
+    /// [`ColoMessage::CheckpointRequest`].
+    CheckpointRequest,
+    /// [`ColoMessage::VmstateSend`].
+    VmstateSend,
+    /// [`ColoMessage::Dirty`].
+    Dirty,
+    /// [`ColoMessage::Held`].
+    Held,
+    /// [`ColoMessage::VmstateSize`].
+    VmstateSize,
+    /// [`ColoMessage::CheckpointCommit`].
+    CheckpointCommit,
+    /// [`ColoMessage::CheckpointAbort`].
+    CheckpointAbort,
+    /// [`ColoMessage::PrimaryAlive`].
+    PrimaryAlive,
+    /// [`ColoMessage::CheckpointReady`].
+    CheckpointReady,
+    /// [`ColoMessage::CheckpointReply`].
+    CheckpointReply,
+    /// [`ColoMessage::Output`].
+    Output,
+    /// [`ColoMessage::VmstateReceived`].
+    VmstateReceived,
+    /// [`ColoMessage::VmstateLoaded`].
+    VmstateLoaded,
+    /// [`ColoMessage::CheckpointFailed`].
+    CheckpointFailed,
+    /// [`ColoMessage::Inexact`].
+    Inexact,
+    /// [`ColoMessage::SecondaryAlive`].
+    SecondaryAlive,
 }
 
 impl Tag {
     /// Every tag, its number, its name.
-    pub(super) const ALL: [(Self, u16, &'static str); 21] = [
+    pub(super) const ALL: [(Self, u16, &'static str); 38] = [
         (Self::Offer, 0x01, "offer"),
         (Self::Pages, 0x02, "pages"),
         (Self::PassEnd, 0x03, "pass-end"),
@@ -85,6 +120,23 @@ impl Tag {
         (Self::PageRequest, 0x8006, "page-request"),
         (Self::Failure, 0x8007, "failure"),
         (Self::Answer, 0x8008, "answer"),
+        (Self::ColoOffer, 0x20, "colo-offer"),
+        (Self::CheckpointRequest, 0x21, "checkpoint-request"),
+        (Self::VmstateSend, 0x22, "vmstate-send"),
+        (Self::Dirty, 0x23, "dirty"),
+        (Self::Held, 0x24, "held"),
+        (Self::VmstateSize, 0x25, "vmstate-size"),
+        (Self::CheckpointCommit, 0x26, "checkpoint-commit"),
+        (Self::CheckpointAbort, 0x27, "checkpoint-abort"),
+        (Self::PrimaryAlive, 0x28, "primary-alive"),
+        (Self::CheckpointReady, 0x8020, "checkpoint-ready"),
+        (Self::CheckpointReply, 0x8021, "checkpoint-reply"),
+        (Self::Output, 0x8022, "output"),
+        (Self::VmstateReceived, 0x8023, "vmstate-received"),
+        (Self::VmstateLoaded, 0x8024, "vmstate-loaded"),
+        (Self::CheckpointFailed, 0x8025, "checkpoint-failed"),
+        (Self::Inexact, 0x8026, "inexact"),
+        (Self::SecondaryAlive, 0x8027, "secondary-alive"),
     ];
 
     fn row(self) -> (Self, u16, &'static str) {
@@ -302,6 +354,8 @@ pub enum Message {
     },
     /// Destination: to a query.
     Answer(GuestState),
+    /// Either side of a COLO pair.
+    Colo(ColoMessage),
 }
 
 impl Message {
@@ -329,6 +383,7 @@ impl Message {
             Self::PageRequest { .. } => Tag::PageRequest,
             Self::Failure { .. } => Tag::Failure,
             Self::Answer(_) => Tag::Answer,
+            Self::Colo(message) => message.tag(),
         }
     }
 
@@ -396,6 +451,7 @@ impl Message {
                 GuestState::Discarded => 2,
                 GuestState::Waiting => 3,
             }),
+            Self::Colo(message) => message.encode(&mut fields),
         }
     }
 
@@ -463,6 +519,10 @@ impl Message {
                 3 => GuestState::Waiting,
                 other => return Err(fields.refused("state", other.into())),
             }),
+            _ => match ColoMessage::decode(tag, what, &mut fields)? {
+                Some(message) => Self::Colo(message),
+                None => return Err(WireError::Tag { tag: tag.raw() }),
+            },
         };
         fields.end()?;
         Ok(message)

@@ -18,13 +18,15 @@
 //! - `greeting`: what opens a channel, and the version both speak;
 //! - `frame`: headers, sequence, checksum; `message`: the messages; `batch`: pages; `section`: the state beside memory;
 //! - `description`: what both sides must agree on;
-//! - `order`: which message may come when.
+//! - `order`: which message may come when;
+//! - `colo`: the messages of a COLO pair, which has an order of its own.
 //!
 //! Everything is little-endian and fixed-width, reserved fields are zero, lengths are bounded before anything is
 //! allocated, unknown numbers are errors. The peer is hostile until the end of the stream: nothing here panics on its
 //! bytes, and what is allocated is bounded by what it has sent.
 
 mod batch;
+mod colo;
 mod description;
 mod error;
 mod fields;
@@ -35,6 +37,7 @@ mod order;
 mod section;
 
 pub use batch::{Body, Encoding, Geometry, PageBatch, Run};
+pub use colo::{ColoMessage, ColoOffer, MAX_DIRTY_WORDS, RECORDS_BYTES, VmstateLoaded, VmstateSize};
 pub use description::{Description, Field, Mismatch};
 pub use error::WireError;
 pub use fields::Text;
@@ -62,6 +65,8 @@ pub const MAX_SECTIONS_BYTES: u64 = 48 << 20;
 
 #[cfg(test)]
 mod arbitrary;
+#[cfg(test)]
+mod colo_tests;
 #[cfg(test)]
 mod golden_tests;
 #[cfg(test)]

@@ -51,6 +51,8 @@ impl State {
     const fn of(role: Role) -> Self {
         match role {
             Role::Main | Role::Query => Self::Fresh,
+            // A pair has an order of its own (`colo::protocol`): nothing of it may come here.
+            Role::Colo => Self::Ended,
             Role::Pages(_) => Self::PageChannel,
         }
     }

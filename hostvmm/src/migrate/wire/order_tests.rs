@@ -48,6 +48,8 @@ fn message(tag: Tag, history: &[Tag]) -> Message {
         Tag::PageRequest => Message::PageRequest { slot: SlotId::Region, page: 3 },
         Tag::Failure => Message::Failure { text: text() },
         Tag::Answer => Message::Answer(super::super::GuestState::Waiting),
+        // Those of a COLO pair have an order of their own, and none of them may come here.
+        _ => Message::Colo(super::super::ColoMessage::CheckpointReady),
     }
 }
 
@@ -81,7 +83,7 @@ fn may_come(tag: Tag, history: &[Tag], at_source: bool) -> bool {
         Tag::Resumed => handed_over,
         Tag::PageRequest => has(Tag::PostcopyRun),
         Tag::Failure => has(Tag::Offer),
-        Tag::Sync | Tag::Query | Tag::Answer => false,
+        _ => false,
     }
 }
 
