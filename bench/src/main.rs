@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use hostvmm::backend::{Accelerator, provenance};
 
 use guest::Guest;
 use measure::{BenchError, Migration};
@@ -24,7 +25,8 @@ use vmm::{Program, Way};
 
 /// hostvmm's live migration beside QEMU's: `bench migrate`.
 #[derive(Debug, Parser)]
-#[command(name = "bench")]
+// What is said twice is meant as it is said last: scripts may have options of their own before the caller's.
+#[command(name = "bench", args_override_self = true)]
 struct Arguments {
     /// What to measure.
     #[arg(value_parser = ["migrate"])]
@@ -78,7 +80,8 @@ fn run(arguments: &Arguments) -> Result<Report, BenchError> {
     let directory = tempfile::tempdir().map_err(BenchError::Directory)?;
     let hostvmm = Program::hostvmm(arguments);
     let qemu = Program::qemu(arguments)?;
-    let mut report = Report::new(&qemu);
+    let accelerator = if arguments.accel == "kvm" { Accelerator::Kvm } else { Accelerator::Emulator };
+    let mut report = Report::new(provenance(accelerator), &qemu);
     for guest in Guest::originals(arguments.pages) {
         for round in 0..arguments.rounds {
             eprintln!("bench: {guest}, round {} of {}", round + 1, arguments.rounds);

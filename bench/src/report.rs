@@ -16,6 +16,7 @@ const OVERHEAD_BYTES: u64 = 64 << 20;
 
 /// Everything measured.
 pub(crate) struct Report {
+    provenance: &'static str,
     qemu: String,
     migrations: BTreeMap<(Guest, Kind, Way), Vec<Migration>>,
     /// The guest that was moved again and again.
@@ -30,9 +31,9 @@ struct Requirement {
 }
 
 impl Report {
-    /// Of nothing yet.
-    pub(crate) fn new(qemu: &Program) -> Self {
-        Self { qemu: qemu.version.clone(), migrations: BTreeMap::new(), chain: None }
+    /// Of nothing yet, on an accelerator whose figures are of `provenance`.
+    pub(crate) fn new(provenance: &'static str, qemu: &Program) -> Self {
+        Self { provenance, qemu: qemu.version.clone(), migrations: BTreeMap::new(), chain: None }
     }
 
     /// One migration more.
@@ -93,7 +94,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "medians; beside {}\n", self.qemu)?;
+        writeln!(f, "medians, {}; beside {}\n", self.provenance, self.qemu)?;
         writeln!(
             f,
             "{:<26} {:<8} {:<24} {:>9} {:>9} {:>12} {:>9} {:>7} {:>6} {:>9}",

@@ -1,11 +1,12 @@
 //! Packages for arm64 from the machine's own Debian sources, by a private apt state: the machine gets no foreign
 //! architecture, and apt checks signatures and hashes as ever.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::cache::{Cache, Maker, sha256, sha256_of};
+use crate::cache::{Cache, Maker, sha256_of};
 use crate::command;
 use crate::error::Error;
 use crate::progress::Progress;
@@ -69,31 +70,53 @@ impl Apt {
         newest(&found, prefix, suffix).ok_or_else(|| Error::NotInArchive { what: format!("{prefix}*{suffix}") })
     }
 
+    /// The packages for arm64 that `package` needs, with their own needs and with itself; none that is only recommended.
+    pub(crate) fn closure(&self, package: &str) -> Result<Vec<String>, Error> {
+        let mut simulate = self.command("apt-get");
+        simulate.args(["--simulate", "--no-install-recommends", "install", package]);
+        Ok(installed(&command::output(&mut simulate, "apt-get", "apt")?))
+    }
+
     /// Downloads `package` and unpacks it below `directory`.
     pub(crate) fn unpack(&self, package: &str, directory: &Path) -> Result<Unpacked, Error> {
-        let shown = command::output(
-            self.command("apt-cache").args(["show", "--no-all-versions", package]),
-            "apt-cache",
-            "apt",
-        )?;
-        let field =
-            |name: &str| shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).map(str::to_owned);
-        let (Some(version), Some(expected)) = (field("Version"), field("SHA256")) else {
-            return Err(Error::NotInArchive { what: package.to_owned() });
-        };
+        let unpacked = self.unpack_all(&[package.to_owned()], directory)?;
+        unpacked.into_iter().next().ok_or_else(|| Error::NotInArchive { what: package.to_owned() })
+    }
+
+    /// Downloads `packages` and unpacks each into a tree of its own below `directory`.
+    pub(crate) fn unpack_all(&self, packages: &[String], directory: &Path) -> Result<Vec<Unpacked>, Error> {
+        let mut show = self.command("apt-cache");
+        show.args(["show", "--no-all-versions"]).args(packages);
+        let listed = listed(&command::output(&mut show, "apt-cache", "apt")?);
         let download = directory.join("download");
-        let tree = directory.join(sha256(package.as_bytes()));
         fs::create_dir_all(&download).map_err(Error::file("create", &download))?;
         let mut get = self.command("apt-get");
-        get.args(["--quiet", "download", package]).current_dir(&download);
+        get.args(["--quiet", "download"]).args(packages).current_dir(&download);
         command::output(&mut get, "apt-get", "apt").map_err(offline)?;
-        let file = only_file(&download)?;
-        if sha256_of(&file)? != expected {
-            return Err(Error::BadDownload { package: package.to_owned() });
+        let mut files = BTreeMap::new();
+        for entry in fs::read_dir(&download).map_err(Error::file("read", &download))? {
+            let path = entry.map_err(Error::file("read", &download))?.path();
+            files.insert(sha256_of(&path)?, path);
         }
-        command::output(Command::new("dpkg-deb").arg("--extract").arg(&file).arg(&tree), "dpkg-deb", "dpkg")?;
-        fs::remove_file(&file).map_err(Error::file("remove", &file))?;
-        Ok(Unpacked { package: package.to_owned(), version, sha256: expected, tree })
+        let mut unpacked = Vec::new();
+        for package in packages {
+            let Some((version, sha256)) = listed.get(package) else {
+                return Err(Error::NotInArchive { what: package.clone() });
+            };
+            let Some(file) = files.remove(sha256) else {
+                return Err(Error::BadDownload { package: package.clone() });
+            };
+            let tree = directory.join(sha256);
+            command::output(Command::new("dpkg-deb").arg("--extract").arg(&file).arg(&tree), "dpkg-deb", "dpkg")?;
+            fs::remove_file(&file).map_err(Error::file("remove", &file))?;
+            unpacked.push(Unpacked {
+                package: package.clone(),
+                version: version.clone(),
+                sha256: sha256.clone(),
+                tree,
+            });
+        }
+        Ok(unpacked)
     }
 
     fn command(&self, program: &str) -> Command {
@@ -179,12 +202,24 @@ fn offline(error: Error) -> Error {
     }
 }
 
-fn only_file(directory: &Path) -> Result<PathBuf, Error> {
-    let mut entries = fs::read_dir(directory).map_err(Error::file("read", directory))?;
-    match (entries.next(), entries.next()) {
-        (Some(Ok(entry)), None) => Ok(entry.path()),
-        _ => Err(Error::NotInArchive { what: format!("single package in {}", directory.display()) }),
-    }
+/// Of what `apt-get --simulate install` prints, the packages for arm64; those for all architectures have no programs.
+fn installed(simulated: &str) -> Vec<String> {
+    let package = |line: &str| {
+        let (name, rest) = line.strip_prefix("Inst ")?.split_once(' ')?;
+        rest.contains("[arm64])").then(|| name.to_owned())
+    };
+    simulated.lines().filter_map(package).collect()
+}
+
+/// Of what `apt-cache show` prints, a paragraph a package, each one's version and SHA-256 by name.
+fn listed(shown: &str) -> BTreeMap<String, (String, String)> {
+    let package = |paragraph: &str| {
+        let field = |name: &str| {
+            paragraph.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).map(str::to_owned)
+        };
+        Some((field("Package")?, (field("Version")?, field("SHA256")?)))
+    };
+    shown.split("\n\n").filter_map(package).collect()
 }
 
 #[cfg(test)]
@@ -224,5 +259,20 @@ mod tests {
         let name = newest(found, "linux-image-6.12.", "-cloud-arm64");
         assert_eq!(name.as_deref(), Some("linux-image-6.12.117+deb12-cloud-arm64"));
         assert_eq!(newest(found, "linux-image-6.1.0-", "-cloud-arm64"), None);
+    }
+    #[test]
+    fn a_package_s_needs_are_those_with_programs_for_arm64() {
+        let simulated = "NOTE: This is only a simulation!\nInst libc6 (2.36-9 Debian:12.15/oldstable [arm64])\n\
+                         Inst libgcc-s1 (12.2.0-14 Debian:12.15/oldstable, Debian-Security:12 [arm64]) []\n\
+                         Inst iso-codes (4.15.0-1 Debian:12.15/oldstable [all])\nConf libc6 (2.36-9 Debian [arm64])\n";
+        assert_eq!(installed(simulated), ["libc6", "libgcc-s1"]);
+    }
+
+    #[test]
+    fn versions_and_hashes_are_listed_by_package() {
+        let shown = "Package: a\nVersion: 1:2-3\nDepends: b\nSHA256: 0a\n\nPackage: b\nSHA256: 0b\nVersion: 4\n\n";
+        let pair = |version: &str, sha256: &str| (version.to_owned(), sha256.to_owned());
+        let expected = [("a".to_owned(), pair("1:2-3", "0a")), ("b".to_owned(), pair("4", "0b"))];
+        assert_eq!(listed(shown), expected.into());
     }
 }

@@ -19,10 +19,14 @@ use crate::error::Error;
 use crate::guest::{self, Contents};
 use crate::kernel::{self, Configuration, KernelChoice, Packaged};
 use crate::matrix;
+use crate::peer;
 use crate::progress::Progress;
 use crate::qemu::{Clock, CpuModel, Machine};
 use crate::run;
 use crate::selftest;
+
+/// Longest that all migrations of a boot may take; many times what they do.
+const MIGRATIONS_WITHIN_SECONDS: u64 = 1800;
 
 /// An arm64 Linux with a real /dev/kvm, to run hostvmm in.
 #[derive(Debug, Parser)]
@@ -65,6 +69,16 @@ enum Action {
     Bench {
         #[command(flatten)]
         machine: MachineOptions,
+    },
+    /// Measure hostvmm's live migration beside that of Debian's QEMU for arm64, both under KVM, by the instruction clock.
+    #[command(after_help = "Exit status: of `bench migrate`: 0 what is required is met, 1 it is not.\n\nExample: \
+                            scripts/bench migrate --lab --pages 16384")]
+    BenchMigrate {
+        #[command(flatten)]
+        machine: MachineOptions,
+        /// Options of `bench migrate`, in place of those for a guest of 32 MiB, one round and 20 hops.
+        #[arg(last = true, value_name = "OPTION")]
+        arguments: Vec<OsString>,
     },
     /// Boot into a shell; `exit` or Ctrl-A x ends it.
     Shell {
@@ -166,6 +180,9 @@ fn act(checkout: &Path, action: Action) -> Result<u8, Error> {
             ended => ended,
         },
         Action::Bench { machine } => measure(checkout, MachineOptions { clock: Clock::Icount, ..machine }),
+        Action::BenchMigrate { machine, arguments } => {
+            measure_migration(checkout, MachineOptions { clock: Clock::Icount, ..machine }, &arguments)
+        }
         Action::Shell { machine } => {
             let work = work_directory()?;
             let machine = prepare(checkout, &machine, &[], &[], work.path())?;
@@ -210,6 +227,17 @@ fn measure(checkout: &Path, options: MachineOptions) -> Result<u8, Error> {
     let (table, met) = bench::judge(results.path(), &format!("{} {}", source.package, source.version))?;
     print!("{table}");
     Ok(u8::from(!met))
+}
+
+/// Runs `bench migrate` in one boot; it prints its table itself.
+fn measure_migration(checkout: &Path, options: MachineOptions, arguments: &[OsString]) -> Result<u8, Error> {
+    let (cache, may_build) = (Cache::open(&checkout.join(".tidemark/lab"))?, !options.no_build);
+    let mut files = peer::files(&cache, may_build && !options.no_fetch, options.progress())?;
+    files.push(cross::bench(checkout, may_build, options.progress())?);
+    let work = work_directory()?;
+    let machine = prepare(checkout, &options, &files, &peer::command(arguments), work.path())?;
+    let sinks: [&mut dyn io::Write; 2] = [&mut io::stdout(), &mut io::stderr()];
+    run::run(&machine, work.path(), None, MIGRATIONS_WITHIN_SECONDS, sinks)
 }
 
 /// Brings kernel and programs, and packs them with the command.

@@ -38,10 +38,7 @@ pub(crate) struct Programs {
 /// [`Error::NotCached`] if they must not be built and are not there; [`Error::NoTarget`]; [`Error::NoProgram`] without a C
 /// compiler for the guest.
 pub(crate) fn programs(checkout: &Path, build: bool, progress: Progress) -> Result<Programs, Error> {
-    let output = match std::env::var_os("CARGO_TARGET_DIR") {
-        Some(directory) => checkout.join(directory),
-        None => checkout.join("target"),
-    };
+    let output = output(checkout);
     let target = target(checkout);
     let host = output.join(target).join(PROFILE);
     let firmware = |target: &str| output.join(target).join("release").join("firmware");
@@ -109,8 +106,30 @@ pub(crate) fn unit_tests(checkout: &Path, progress: Progress) -> Result<PathBuf,
     })
 }
 
+/// The program that measures migrations: built now, or, without `build`, as it was built last.
+///
+/// # Errors
+/// As [`programs`].
+pub(crate) fn bench(checkout: &Path, build: bool, progress: Progress) -> Result<PathBuf, Error> {
+    let target = target(checkout);
+    let path = output(checkout).join(target).join(PROFILE).join("bench");
+    if build {
+        check_c_compiler()?;
+        progress.step(format_args!("building what measures migrations"));
+        command::visibly(host_command(checkout, target, "build").args(["--package", "bench"]), "cargo", "cargo")?;
+    } else if !path.is_file() {
+        return Err(Error::NotCached { what: path.display().to_string(), remedy: "bench-migrate".to_owned() });
+    }
+    Ok(path)
+}
+
 fn check_c_compiler() -> Result<(), Error> {
     command::output(Command::new(C_COMPILER).arg("--version"), C_COMPILER, C_PACKAGES).map(drop)
+}
+
+/// Where cargo puts what it builds.
+fn output(checkout: &Path) -> PathBuf {
+    checkout.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
 /// What the guest's programs are built for. scripts/setup leaves that file where rustup cannot bring targets.

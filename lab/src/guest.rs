@@ -14,8 +14,8 @@ use crate::error::Error;
 use crate::kernel::{self, KernelChoice};
 
 /// hostvmm finds the firmware from its own place, as in a checkout.
-const HOSTVMM: &str = "target/release/hostvmm";
-const FIRMWARE: &str = "target/aarch64-unknown-none-softfloat/release/firmware";
+pub(crate) const HOSTVMM: &str = "target/release/hostvmm";
+pub(crate) const FIRMWARE: &str = "target/aarch64-unknown-none-softfloat/release/firmware";
 const FIRMWARE_ARMV7: &str = "target/armv7a-none-eabi/release/firmware";
 const DIRECTORIES: [&str; 15] = [
     "proc",

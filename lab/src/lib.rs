@@ -5,7 +5,7 @@
 //! - [`kernel`]: the guest's kernel, [`cross`]: the programs for it, [`guest`]: the initramfs of both.
 //! - [`qemu`]: the machine as a command line; [`run`]: boot it, and judge what comes back.
 //! - [`batch`]: several commands in one boot; [`matrix`]: guests by hosts by dirty logs.
-//! - [`mod@bench`]: what KVM's dirty log costs, beside the kernel's own [`selftest`].
+//! - [`mod@bench`]: what KVM's dirty log costs, beside the kernel's own [`selftest`]; [`peer`]: QEMU, to measure migrations beside.
 //! - [`progress`]: what is told while it works; [`cli`]: the command line. The guest's first program, and what both sides agree on, is crate `lab-init`.
 
 mod apt;
@@ -19,6 +19,7 @@ mod error;
 mod guest;
 mod kernel;
 mod matrix;
+mod peer;
 mod progress;
 mod qemu;
 mod run;
