@@ -93,6 +93,9 @@ fn run(arguments: &Arguments) -> Result<Report, BenchError> {
                 }
                 let migration = Migration::measure(program, &guest, way, directory.path())?;
                 eprintln!("bench:   {migration}");
+                if let Some(parts) = &migration.parts {
+                    eprintln!("bench:     {parts}");
+                }
                 report.add(&guest, migration);
             }
         }

@@ -84,7 +84,7 @@ pub(crate) enum BenchError {
 }
 
 /// What a migration took.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Migration {
     /// Of which VMM.
     pub(crate) kind: Kind,
@@ -100,6 +100,8 @@ pub(crate) struct Migration {
     pub(crate) syncs: u64,
     /// The larger of both processes' peaks of memory beyond the guest's, in bytes.
     pub(crate) overhead_bytes: u64,
+    /// What downtime and passes consisted of, where the VMM tells.
+    pub(crate) parts: Option<String>,
 }
 
 impl Migration {
@@ -130,8 +132,19 @@ impl Migration {
             bytes: number("/ram/transferred") as u64,
             syncs: number("/ram/dirty-sync-count") as u64,
             overhead_bytes,
+            parts: parts(&info),
         })
     }
+}
+
+/// The parts of the downtime in ms, and the pages of each pass, of hostvmm's reply to `query-migrate`.
+fn parts(info: &Value) -> Option<String> {
+    let ms =
+        |name: &str| Some(format!("{} {:.1}", name.trim_end_matches("-ns"), info["x-downtime"][name].as_f64()? / 1e6));
+    let names = ["final-pass-ns", "state-ns", "transfer-ns", "load-ns", "digest-ns", "verify-ns", "resume-ns"].map(ms);
+    let names: Option<Vec<String>> = names.into_iter().collect();
+    let passes: Vec<String> = info["x-passes"].as_array()?.iter().map(|pass| pass["pages"].to_string()).collect();
+    Some(format!("downtime in ms: {}; pages by pass: {}", names?.join(", "), passes.join(", ")))
 }
 
 /// Touches and frees twice as much of this machine's memory as the destination will fill. A machine that is virtual itself gives free
@@ -143,7 +156,7 @@ fn warm(bytes: u64) {
 
 impl fmt::Display for Migration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, way, total_ms, downtime_ms, bytes, syncs, overhead_bytes } = self;
+        let Self { kind, way, total_ms, downtime_ms, bytes, syncs, overhead_bytes, parts: _ } = self;
         write!(
             f,
             "{kind:<8} {:<24} total {total_ms:>7.0} ms, downtime {downtime_ms:>7.2} ms, {:>5} MiB, {syncs} syncs, {} MiB beside the guest",
