@@ -8,6 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::addr::{Gpa, GuestRange};
 use crate::map;
+use crate::packet::GuestOutput;
 use crate::tables::Tables;
 
 /// Name of the property of `/chosen` that holds the block.
@@ -17,7 +18,7 @@ pub const DOORBELL_COMPATIBLE: &str = "tidemark,doorbell-1";
 /// First eight bytes of the block.
 pub const BOOT_MAGIC: u64 = u64::from_le_bytes(*b"TDMKBOOT");
 /// Version of the block's layout.
-pub const BOOT_VERSION: u32 = 3;
+pub const BOOT_VERSION: u32 = 4;
 /// Most parameters a workload has on the wire.
 pub const WORKLOAD_PARAMS: usize = 8;
 
@@ -61,8 +62,8 @@ pub struct BootBlock {
     tables: U32,
     params: [U64; WORKLOAD_PARAMS],
     heartbeat_us: U32,
-    reserved0: U32,
-    reserved1: U64,
+    output: U32,
+    reserved: U64,
 }
 
 const _: () = assert!(size_of::<BootBlock>() == 160);
@@ -89,6 +90,8 @@ pub struct BootInfo {
     pub params: [u64; WORKLOAD_PARAMS],
     /// Period of the heartbeat on every vCPU in microseconds, [`HEARTBEAT_MIN_US`] to [`HEARTBEAT_MAX_US`]; zero for none.
     pub heartbeat_us: u32,
+    /// What the guest sends on its virtual link. A guest without a host has none.
+    pub output: GuestOutput,
 }
 
 /// Why a boot block was refused.
@@ -122,6 +125,8 @@ pub enum BootBlockError {
     Range(Gpa),
     /// A heartbeat that is too fast or too slow.
     Heartbeat(u32),
+    /// No such output, or one of a guest that is [`FLAG_STANDALONE`].
+    Output(u32),
     /// A reserved field is not zero.
     Reserved,
 }
@@ -146,8 +151,8 @@ impl BootInfo {
             tables: self.tables.number().into(),
             params: self.params.map(U64::from),
             heartbeat_us: self.heartbeat_us.into(),
-            reserved0: 0.into(),
-            reserved1: 0.into(),
+            output: self.output.number().into(),
+            reserved: 0.into(),
         }
     }
 
@@ -185,7 +190,12 @@ impl BootInfo {
         if heartbeat_us != 0 && !(HEARTBEAT_MIN_US..=HEARTBEAT_MAX_US).contains(&heartbeat_us) {
             return Err(BootBlockError::Heartbeat(heartbeat_us));
         }
-        if block.reserved0 != U32::ZERO || block.reserved1 != U64::ZERO {
+        let refused = BootBlockError::Output(block.output.get());
+        let output = GuestOutput::from_number(block.output.get()).ok_or(refused)?;
+        if output != GuestOutput::Off && flags & FLAG_STANDALONE != 0 {
+            return Err(refused);
+        }
+        if block.reserved != U64::ZERO {
             return Err(BootBlockError::Reserved);
         }
         let range = |gpa: U64, size: U64| {
@@ -204,6 +214,7 @@ impl BootInfo {
             pattern: block.pattern.get(),
             params: block.params.map(U64::get),
             heartbeat_us,
+            output,
         })
     }
 }
@@ -224,6 +235,7 @@ mod tests {
             pattern: 3,
             params: [1, 2, 3, 4, 5, 6, 7, 8],
             heartbeat_us: 1000,
+            output: GuestOutput::Drift,
         }
     }
 
@@ -232,11 +244,11 @@ mod tests {
         let block = sample().encode();
         let bytes = block.as_bytes();
         assert_eq!(&bytes[..8], b"TDMKBOOT");
-        assert_eq!(&bytes[8..32], [3, 0, 0, 0, 160, 0, 0, 0, 14, 0, 0, 0, 47, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(&bytes[8..32], [4, 0, 0, 0, 160, 0, 0, 0, 14, 0, 0, 0, 47, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0]);
         assert_eq!(&bytes[32..40], [0, 0, 0, 0x20, 0, 0, 0, 0]);
         assert_eq!(&bytes[64..72], [0xef, 0xcd, 0xab, 0x89, 0x67, 0x45, 0x23, 0x01]);
         assert_eq!(&bytes[72..80], [3, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(&bytes[144..], [0xe8, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(&bytes[144..], [0xe8, 3, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(BootInfo::decode(bytes), Ok(sample()));
     }
 
@@ -297,7 +309,9 @@ mod tests {
         assert_eq!(decode_with(24, 9), Err(BootBlockError::Vcpus(9)));
         assert!(matches!(decode_with(31, 0x80), Err(BootBlockError::Flags(_))));
         assert_eq!(decode_with(147, 1), Err(BootBlockError::Heartbeat(0x0100_03e8)));
-        assert_eq!(decode_with(148, 1), Err(BootBlockError::Reserved));
+        assert_eq!(decode_with(148, 4), Err(BootBlockError::Output(4)));
+        assert_eq!(decode_with(28, 1 << 5), Err(BootBlockError::Output(2)));
+        assert_eq!(decode_with(152, 1), Err(BootBlockError::Reserved));
         assert_eq!(decode_with(159, 1), Err(BootBlockError::Reserved));
         assert_eq!(BootInfo::decode(&[0; 10]), Err(BootBlockError::Short { got_bytes: 10 }));
     }

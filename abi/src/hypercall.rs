@@ -79,10 +79,16 @@ pub enum Op {
     /// A panic of the firmware itself; `args[0]` is the GPA of UTF-8 text, `args[1]` its length in bytes
     /// (at most [`PANIC_TEXT_MAX`]). The vCPU is not resumed.
     Panic = 3,
+    /// A packet on the vCPU's virtual link: `args[0]` is the GPA of its bytes, `args[1]` how many there are (1 to
+    /// [`PACKET_MAX`]). Once the call is done the host has them, and the memory is the guest's again. Not while the vCPU waits for
+    /// a command, for then it cannot call.
+    Packet = 4,
 }
 
 /// Longest text of [`Op::Panic`], in bytes.
 pub const PANIC_TEXT_MAX: u64 = 1024;
+/// Longest packet of [`Op::Packet`], in bytes.
+pub const PACKET_MAX: u64 = 2048;
 
 impl Op {
     /// The op numbered `raw`.
@@ -91,6 +97,7 @@ impl Op {
             1 => Some(Self::Next),
             2 => Some(Self::Exception),
             3 => Some(Self::Panic),
+            4 => Some(Self::Packet),
             _ => None,
         }
     }
@@ -378,6 +385,14 @@ mod tests {
         ] {
             assert_eq!(Outcome::decode(outcome.encode()), Ok(outcome));
         }
+    }
+
+    #[test]
+    fn every_op_has_its_number() {
+        for (number, op) in [(1, Op::Next), (2, Op::Exception), (3, Op::Panic), (4, Op::Packet)] {
+            assert_eq!((op as u16, Op::from_raw(number)), (number, Some(op)));
+        }
+        assert_eq!((Op::from_raw(0), Op::from_raw(5)), (None, None));
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //! - [`map`]: where RAM, the region and the devices lie in the guest's physical space;
 //! - [`boot`]: the boot block, handed over in the devicetree;
 //! - [`hypercall`]: the doorbell, the request block, the commands a vCPU is given and the outcomes it returns;
-//! - [`heartbeat`]: the beats of a vCPU and the gaps between them, which show how long it did not run.
+//! - [`heartbeat`]: the beats of a vCPU and the gaps between them, which show how long it did not run;
+//! - [`packet`]: what the firmware sends on its virtual link.
 //!
 //! Neighbours: `workload` and `pagetable` build on the address types; the firmware is one end of the contract,
 //! `hostvmm::device` the other. The prose version is docs/hypercall-abi.md; a change of bytes is a new version there.
@@ -21,6 +22,7 @@ pub mod boot;
 pub mod heartbeat;
 pub mod hypercall;
 pub mod map;
+pub mod packet;
 pub mod tables;
 
 pub use addr::{Gpa, Granule, GuestRange, VaBits};

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use abi::boot::BootInfo;
+use abi::packet::GuestOutput;
 use abi::{GuestRange, Tables, VaBits, map};
 use hostvmm::backend::Accelerator;
 use hostvmm::memory::{GuestMemory, SlotId};
@@ -53,6 +54,7 @@ static RIG: LazyLock<Rig> = LazyLock::new(|| {
         pattern: 0,
         params: Default::default(),
         heartbeat_us: 0,
+        output: GuestOutput::Off,
     };
     let description = Description {
         accelerator: Accelerator::Emulator,

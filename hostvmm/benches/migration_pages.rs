@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use abi::boot::BootInfo;
+use abi::packet::GuestOutput;
 use abi::{Gpa, GuestRange, Tables, VaBits, map};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use hostvmm::backend::Accelerator;
@@ -63,6 +64,7 @@ fn description() -> Description {
             pattern: 0,
             params: [0; 8],
             heartbeat_us: 0,
+            output: GuestOutput::Off,
         },
         page_bytes: LEAF_PAGE as u32,
         counter_hz: 1,

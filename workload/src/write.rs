@@ -77,6 +77,21 @@ pub enum How {
     },
 }
 
+impl How {
+    /// Whether the bytes that memory holds after the write follow from the steps of one vCPU. Not so words that several add to, and
+    /// descriptors, which the hardware changes.
+    pub const fn is_private(self) -> bool {
+        !matches!(
+            self,
+            Self::Exclusive
+                | Self::AtomicAdd
+                | Self::Descriptor { .. }
+                | Self::WalkedByRead { .. }
+                | Self::WalkedByWrite { .. }
+        )
+    }
+}
+
 /// One write of the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Write {

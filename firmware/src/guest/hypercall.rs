@@ -62,6 +62,17 @@ pub(crate) fn next(vcpu: usize, outcome: Outcome) -> Command {
     }
 }
 
+/// Sends a packet of at most [`abi::hypercall::PACKET_MAX`] bytes on this vCPU's virtual link.
+///
+/// # Panics
+/// If the host refuses it: the two ends disagree on the contract.
+pub(crate) fn send(vcpu: usize, packet: &[u8]) {
+    let (at, len) = (packet.as_ptr() as u64, packet.len() as u64);
+    if let Err(status) = call(vcpu, Op::Packet, [at, len, 0, 0, 0, 0, 0, 0]) {
+        panic!("the host refused a packet: status {status}");
+    }
+}
+
 /// Reports an unexpected exception and parks this vCPU for good.
 pub(crate) fn report_exception(vcpu: usize, report: &ExceptionReport) -> ! {
     let at = core::ptr::from_ref(report) as u64;

@@ -7,14 +7,18 @@
 
 mod code;
 mod increment;
+mod readback;
 mod readonly;
 mod store;
 
 use abi::hypercall::{FEATURE_SIMD, Outcome};
+use abi::packet::{GuestOutput, StepDigest, StepPacket};
 use workload::{Data, How, Write};
+use zerocopy::IntoBytes;
 
-use crate::guest::Machine;
 use crate::guest::arch::pattern::{self, exclusive, pair, unaligned, vector};
+use crate::guest::arch::timer;
+use crate::guest::{Machine, hypercall};
 
 /// One vCPU's part of the plan, and where its writes go.
 pub(crate) struct Executor {
@@ -28,7 +32,7 @@ impl Executor {
         Self { machine, vcpu }
     }
 
-    /// Executes `step`.
+    /// Executes `step`, and sends the packet that tells of it where the host wants packets.
     ///
     /// # Errors
     /// [`Outcome::Unsupported`] and [`Outcome::WrongResult`].
@@ -36,14 +40,34 @@ impl Executor {
         let plan = &self.machine.plan;
         let vcpu = self.vcpu as u32;
         let aliases = Aliases::new(self.machine, self.vcpu, step);
+        let sends = self.machine.boot.output != GuestOutput::Off;
+        let mut digest = StepDigest::new();
         let mut result = Ok(());
         plan.for_each_write(vcpu, step, |write| {
             if result.is_ok() {
                 result = aliases.perform(&write);
+                if sends {
+                    readback::add(&mut digest, aliases.place(write.offset, u64::from(write.len)), &write);
+                }
             }
         });
         plan.reads(vcpu, step, |offset| readonly::read(aliases.place(offset, size_of::<u64>() as u64)));
+        if sends && result.is_ok() {
+            self.send(step, digest);
+        }
         result
+    }
+
+    fn send(&self, step: u64, digest: StepDigest) {
+        let clock = self.machine.boot.output.clock(timer::now(), timer::frequency());
+        let packet = StepPacket {
+            step: step.into(),
+            digest: digest.value().into(),
+            clock: clock.into(),
+            vcpu: (self.vcpu as u32).into(),
+            reserved: 0.into(),
+        };
+        hypercall::send(self.vcpu, packet.as_bytes());
     }
 }
 

@@ -3,6 +3,7 @@
 //! The seal is made here by docs/wire.md's words, not by the codec's own code: the two must agree.
 
 use abi::boot::BootInfo;
+use abi::packet::GuestOutput;
 use abi::{GuestRange, Tables, VaBits, map};
 use hostvmm::backend::Accelerator;
 use hostvmm::migrate::wire::{Description, Features, FrameEncoder, HEADER_BYTES, Message, Offer};
@@ -85,6 +86,7 @@ pub fn description() -> Description {
             pattern: 0,
             params: [0; 8],
             heartbeat_us: 0,
+            output: GuestOutput::Off,
         },
         page_bytes: 4096,
         counter_hz: 62_500_000,

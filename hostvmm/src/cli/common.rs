@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use abi::packet::GuestOutput;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
@@ -47,6 +48,11 @@ pub(crate) struct CommonArgs {
     /// The guest prints its counter every second: `clock N s, counter T`. In verify migrate it always does.
     #[arg(long)]
     pub(crate) clock_line: bool,
+    /// What the guest sends on its virtual link: a packet a step and vCPU with a digest of what it wrote (steps), and of its
+    /// counter, coarsely (drift) or as it is (counter); two guests with the same workload send the same with steps alone
+    /// [default: off].
+    #[arg(long, value_enum, default_value_t = OutputArg::Off, hide_default_value = true)]
+    pub(crate) guest_output: OutputArg,
     /// Guest RAM, 16M or more.
     #[arg(long, allow_negative_numbers = true, value_name = "SIZE", default_value = "256M", value_parser = quantity::size)]
     pub(crate) ram: u64,
@@ -275,6 +281,30 @@ pub(crate) enum Transport {
     Mmio,
     /// The HVC instruction.
     Hvc,
+}
+
+/// `--guest-output`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputArg {
+    /// Nothing.
+    Off,
+    /// The same as every guest that runs the workload.
+    Steps,
+    /// Another guest's packets differ now and then.
+    Drift,
+    /// Another guest's packets differ at once.
+    Counter,
+}
+
+impl From<OutputArg> for GuestOutput {
+    fn from(arg: OutputArg) -> Self {
+        match arg {
+            OutputArg::Off => Self::Off,
+            OutputArg::Steps => Self::Steps,
+            OutputArg::Drift => Self::Drift,
+            OutputArg::Counter => Self::Counter,
+        }
+    }
 }
 
 /// `--self-check`.

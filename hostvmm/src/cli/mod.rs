@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use abi::packet::GuestOutput;
 use abi::{Arch, Granule, Tables, VaBits};
 use clap::{CommandFactory, Parser};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -129,6 +130,9 @@ fn run(args: &RunArgs) -> Result<Verdict, Ending> {
 /// Writes the devicetree of a guest on its own, and says what it is of.
 fn dump_devicetree(args: &RunArgs, path: &std::path::Path) -> Result<Verdict, Ending> {
     let mut machine = args.common.spec("run")?.machine;
+    if machine.output != GuestOutput::Off {
+        return Err(Ending::usage("--guest-output needs a host to send to; leave it out with --dump-dtb".to_owned()));
+    }
     machine.standalone = true;
     let layout = machine.layout().map_err(Ending::input)?;
     let blob = devicetree::build(&machine.boot_info(&layout)).map_err(Ending::failed)?;

@@ -60,6 +60,7 @@ impl CommonArgs {
             plant_exception: false,
             heartbeat: self.heartbeat.unwrap_or_default(),
             clock_line: self.clock_line,
+            output: self.guest_output.into(),
             standalone: false,
             log_page_bytes: self.host_page.map(|page| Granule::from(page).bytes()),
             kvm_log: logs.iter().find_map(|log| log.kvm_log()).unwrap_or_default(),

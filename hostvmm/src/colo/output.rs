@@ -12,6 +12,7 @@
 
 mod tap;
 
+use abi::hypercall::PACKET_MAX;
 use abi::map::MAX_VCPUS;
 
 use crate::device::pl011::MAX_LINE_BYTES;
@@ -19,7 +20,7 @@ pub use tap::Tap;
 
 /// Most bytes of a record.
 pub const MAX_RECORD_BYTES: usize = 2048;
-const _: () = assert!(MAX_LINE_BYTES <= MAX_RECORD_BYTES);
+const _: () = assert!(MAX_LINE_BYTES <= MAX_RECORD_BYTES && PACKET_MAX as usize <= MAX_RECORD_BYTES);
 /// Bytes of a record's header on the wire.
 pub const RECORD_HEADER_BYTES: usize = 16;
 

@@ -3,15 +3,16 @@
 //! [`decode`] is a pure function of guest memory, the vCPU's [`Phase`] and the GPA that the vCPU claims. Nothing that
 //! the guest says is believed: each pointer must lie in RAM, each reserved field must be zero, each outcome must answer
 //! the command that was given. It reads each block once, so another vCPU that changes it meanwhile changes nothing
-//! that has been checked; it allocates at most [`PANIC_TEXT_MAX`] bytes.
+//! that has been checked; it allocates at most [`PACKET_MAX`] bytes.
 //!
 //! ```text
 //!   Fresh ── Ready ──▶ Waiting ── command ──▶ Executing(command) ── outcome ──▶ Waiting …
-//!     └──── Exception or Panic, from any phase ────▶ Dead;      Executing(Stop) answers no call but those two
+//!     └──── Exception or Panic, from any phase ────▶ Dead;      Executing(Stop) answers no Next
+//!   Packet, from Fresh and Executing, changes nothing
 //! ```
 
 use abi::hypercall::{
-    BACKTRACE_FRAMES, Command, ExceptionReport, FEATURE_GRANULE, Op, Outcome, PANIC_TEXT_MAX, ProgressSlot,
+    BACKTRACE_FRAMES, Command, ExceptionReport, FEATURE_GRANULE, Op, Outcome, PACKET_MAX, PANIC_TEXT_MAX, ProgressSlot,
     REQUEST_ALIGN, REQUEST_MAGIC, RESULTS_OFFSET, Request, STATUS_OFFSET, Status, VERSION, WORDS,
 };
 use abi::{Gpa, GuestRange};
@@ -48,6 +49,13 @@ pub enum Call {
     Exception(Box<ExceptionReport>),
     /// A panic of the firmware; its text is safe to print.
     Panic(String),
+    /// A packet on the vCPU's virtual link; the block at `request` is to be answered at once.
+    Packet {
+        /// The block to answer in.
+        request: Gpa,
+        /// What is in it.
+        bytes: Vec<u8>,
+    },
 }
 
 /// A request that is told no.
@@ -142,6 +150,8 @@ pub fn decode(memory: &GuestMemory, phase: Phase, claim: Gpa) -> Result<Call, Re
         _ if phase == Phase::Dead => Err(Reason::State),
         Op::Exception => check_exception(memory, args),
         Op::Panic => check_panic(memory, args),
+        Op::Packet if phase == Phase::Waiting => Err(Reason::State),
+        Op::Packet => check_packet(memory, args).map(|bytes| Call::Packet { request: claim, bytes }),
     }
     .map_err(refuse(true))
 }
@@ -232,19 +242,22 @@ fn check_exception(memory: &GuestMemory, args: [u64; WORDS]) -> Result<Call, Rea
 }
 
 fn check_panic(memory: &GuestMemory, args: [u64; WORDS]) -> Result<Call, Reason> {
-    let [text, len_bytes, unused @ ..] = args;
-    if unused != [0; WORDS - 2] {
-        return Err(Reason::Reserved);
-    }
+    let (gpa, len_bytes) = place_and_length(args)?;
     check_value("text length", len_bytes, len_bytes <= PANIC_TEXT_MAX)?;
-    let gpa = Gpa::new(text);
-    let pointer = Reason::Pointer { what: "panic text", gpa, len_bytes };
-    if !in_ram(memory, gpa, len_bytes) {
-        return Err(pointer);
+    Ok(Call::Panic(printable(&read_bytes(memory, gpa, len_bytes, "panic text")?)))
+}
+
+fn check_packet(memory: &GuestMemory, args: [u64; WORDS]) -> Result<Vec<u8>, Reason> {
+    let (gpa, len_bytes) = place_and_length(args)?;
+    check_value("packet length", len_bytes, (1..=PACKET_MAX).contains(&len_bytes))?;
+    read_bytes(memory, gpa, len_bytes, "packet")
+}
+
+fn place_and_length(args: [u64; WORDS]) -> Result<(Gpa, u64), Reason> {
+    match args {
+        [gpa, len_bytes, 0, 0, 0, 0, 0, 0] => Ok((Gpa::new(gpa), len_bytes)),
+        _ => Err(Reason::Reserved),
     }
-    let mut bytes = vec![0; len_bytes as usize];
-    memory.read(gpa, &mut bytes).map_err(|_| pointer)?;
-    Ok(Call::Panic(printable(&bytes)))
 }
 
 fn check_value(what: &'static str, value: u64, fits: bool) -> Result<(), Reason> {
@@ -260,6 +273,17 @@ fn check_in_region(memory: &GuestMemory, gpa: Gpa, len_bytes: u64) -> Result<(),
 fn in_ram(memory: &GuestMemory, gpa: Gpa, len_bytes: u64) -> bool {
     let ram = memory.slot(SlotId::Ram).range();
     GuestRange::new(gpa, len_bytes).is_some_and(|claim| ram.contains_range(claim))
+}
+
+/// Reads `len_bytes`, which the caller has bounded.
+fn read_bytes(memory: &GuestMemory, gpa: Gpa, len_bytes: u64, what: &'static str) -> Result<Vec<u8>, Reason> {
+    let pointer = Reason::Pointer { what, gpa, len_bytes };
+    if !in_ram(memory, gpa, len_bytes) {
+        return Err(pointer);
+    }
+    let mut bytes = vec![0; len_bytes as usize];
+    memory.read(gpa, &mut bytes).map_err(|_| pointer)?;
+    Ok(bytes)
 }
 
 fn read_ram<T: zerocopy::FromBytes + zerocopy::IntoBytes>(

@@ -156,6 +156,31 @@ fn a_panic_s_text_is_bounded_checked_and_printable() {
 }
 
 #[test]
+fn a_packet_is_bounded_and_taken_while_the_vcpu_has_something_to_do() {
+    let memory = memory();
+    memory.write(PROGRESS, b"\x00\xff packet").unwrap();
+    let ask = |phase, gpa: u64, len: u64, more: u64| {
+        memory.write(BLOCK, request(Op::Packet, [gpa, len, 0, 0, 0, 0, 0, more]).as_bytes()).unwrap();
+        decode(&memory, phase, BLOCK).map_err(|refusal| refusal.status)
+    };
+    let at = PROGRESS.raw();
+    for phase in [Phase::Fresh, STEPS, CHECK, Phase::Executing(Command::Stop)] {
+        let packet = Call::Packet { request: BLOCK, bytes: b"\x00\xff pack".to_vec() };
+        assert_eq!(ask(phase, at, 7, 0), Ok(packet), "{phase:?}");
+    }
+    assert!(ask(STEPS, at, 2048, 0).is_ok());
+    for (gpa, len, more) in [(at, 0, 0), (at, 2049, 0), (at, u64::MAX, 0), (at, 7, 1)] {
+        assert_eq!(ask(STEPS, gpa, len, more), Err(Status::BadArgument), "{len} {more}");
+    }
+    for gpa in [RAM + RAM_BYTES - 6, u64::MAX - 3, REGION, 0] {
+        assert_eq!(ask(STEPS, gpa, 7, 0), Err(Status::BadAddress), "{gpa:#x}");
+    }
+    for phase in [Phase::Waiting, Phase::Dead] {
+        assert_eq!(ask(phase, at, 7, 0), Err(Status::BadState), "{phase:?}");
+    }
+}
+
+#[test]
 fn an_exception_report_is_taken_whole_or_not_at_all() {
     let memory = memory();
     let mut report = ExceptionReport::new_zeroed();
@@ -196,7 +221,7 @@ proptest! {
     #[test]
     fn no_bytes_make_the_host_panic(
         bytes in prop::collection::vec(any::<u8>(), 192),
-        op in 0u16..5,
+        op in 0u16..6,
         arg in any::<u64>(),
         small in 0u64..2048,
         phase in phases(),

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use abi::boot::{self, BootInfo, WORKLOAD_PARAMS};
+use abi::packet::GuestOutput;
 use abi::{Arch, Armv7Aliases, Gpa, Granule, GuestRange, ShortPages, Tables, VaBits, map};
 
 use workload::Pattern;
@@ -71,6 +72,8 @@ pub struct MachineConfig {
     pub heartbeat: Heartbeat,
     /// vCPU 0 prints a clock line every second between its steps and while it sleeps.
     pub clock_line: bool,
+    /// What the guest sends on its virtual link.
+    pub output: GuestOutput,
     /// For a machine of another VMM: the guest runs the plan's steps on its own, and there is no doorbell.
     pub standalone: bool,
     /// Bytes that one bit of the dirty log stands for; `None` is the host's page, the only choice on KVM.
@@ -103,6 +106,7 @@ impl Default for MachineConfig {
             plant_exception: false,
             heartbeat: Heartbeat::Off,
             clock_line: false,
+            output: GuestOutput::Off,
             standalone: false,
             log_page_bytes: None,
             kvm_log: KvmLog::Bitmap,
@@ -344,6 +348,7 @@ impl MachineConfig {
             pattern: self.pattern,
             params: self.params,
             heartbeat_us: self.heartbeat.period_us(),
+            output: self.output,
         }
     }
 

@@ -9,8 +9,9 @@ use abi::{Gpa, map};
 use super::control::{Shared, State, Via};
 use super::{Event, GuestException};
 use crate::backend::{BackendError, Exit, Vcpu};
+use crate::colo::output::StreamId;
 use crate::device::doorbell;
-use crate::device::hypercall::{Call, Phase, Refusal, answer, decode};
+use crate::device::hypercall::{Call, Phase, answer, decode};
 use crate::machine::Symbols;
 
 /// KVM's id of x0, of AArch32's r0: KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE, offset 0 in `struct kvm_regs`.
@@ -146,11 +147,19 @@ fn hypercall(shared: &Shared, vcpu: &mut dyn Vcpu, claim: Gpa, via: Via) -> Afte
             die(shared, index, Event::Exception(Box::new(exception)))
         }
         Ok(Call::Panic(text)) => die(shared, index, Event::Panic { vcpu: index, text }),
+        Ok(Call::Packet { request, bytes }) => {
+            // Without a tap nobody is at the other end of the link, and the packet is gone.
+            let _taken = StreamId::packets(index).map(|stream| shared.tap().capture(stream, bytes));
+            reply(shared, vcpu, request, Status::Ok, via);
+            After::Continue
+        }
         Err(refusal) => {
-            refuse(shared, index, &refusal);
-            if via == Via::Hvc {
+            if refusal.answerable {
+                reply(shared, vcpu, refusal.claim, refusal.status, via);
+            } else if via == Via::Hvc {
                 vcpu.complete_hvc([refusal.status as u64, 0, 0, 0]);
             }
+            shared.diagnose(index, || refusal.to_string());
             After::Continue
         }
     }
@@ -176,14 +185,15 @@ fn die(shared: &Shared, index: usize, event: Event) -> After {
     end(shared, index, event)
 }
 
-fn refuse(shared: &Shared, index: usize, refusal: &Refusal) {
-    if refusal.answerable {
-        // The block lies in RAM, which decode() has checked; a failure would only leave the guest without its status.
-        if let Ok(Some(range)) = answer(shared.memory(), refusal.claim, refusal.status, [0; 8]) {
-            shared.vm().mark_dirty(range);
-        }
+/// Answers a call at once.
+fn reply(shared: &Shared, vcpu: &mut dyn Vcpu, request: Gpa, status: Status, via: Via) {
+    // The block lies in RAM, which decode() has checked; a failure would only leave the guest without its status.
+    if let Ok(Some(range)) = answer(shared.memory(), request, status, [0; 8]) {
+        shared.vm().mark_dirty(range);
     }
-    shared.diagnose(index, || refusal.to_string());
+    if via == Via::Hvc {
+        vcpu.complete_hvc([status as u64, 0, 0, 0]);
+    }
 }
 
 fn describe(shared: &Shared, vcpu: usize, report: ExceptionReport) -> GuestException {

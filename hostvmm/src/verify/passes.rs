@@ -1,5 +1,6 @@
 //! The scenario `passes`: one machine, one workload, harvest, copy and check pass by pass.
 
+use abi::packet::GuestOutput;
 use abi::{Arch, Gpa};
 use workload::{Geometry, Plan, PlanError};
 
@@ -352,6 +353,9 @@ pub(super) fn machine_options(spec: &Spec) -> String {
     }
     if machine.heartbeat != Heartbeat::Off {
         line.push_str(&format!(" --heartbeat {}", machine.heartbeat));
+    }
+    if machine.output != GuestOutput::Off {
+        line.push_str(&format!(" --guest-output {}", machine.output.name()));
     }
     if machine.clock_line {
         line.push_str(" --clock-line");

@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 
 use abi::boot::BootInfo;
+use abi::packet::GuestOutput;
 use abi::{GuestRange, Tables, VaBits, map};
 use proptest::prelude::*;
 use workload::PAGE_BYTES;
@@ -40,6 +41,7 @@ fn offer() -> Offer {
         pattern: 0,
         params: Default::default(),
         heartbeat_us: 0,
+        output: GuestOutput::Off,
     };
     let description = Description {
         accelerator: Accelerator::Emulator,

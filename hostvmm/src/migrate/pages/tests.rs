@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use abi::boot::BootInfo;
+use abi::packet::GuestOutput;
 use abi::{Gpa, GuestRange, Tables, VaBits};
 use proptest::prelude::*;
 use workload::digest::node;
@@ -62,6 +63,7 @@ fn description(page_bytes: u32) -> Description {
             pattern: 0,
             params: [0; 8],
             heartbeat_us: 0,
+            output: GuestOutput::Off,
         },
         page_bytes,
         counter_hz: 1,

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::thread;
 
 use abi::boot::BootInfo;
+use abi::packet::GuestOutput;
 use abi::{Gpa, GuestRange, Tables, VaBits, map};
 
 use crate::backend::Accelerator;
@@ -197,6 +198,7 @@ impl TestVm {
             pattern: 0,
             params: Default::default(),
             heartbeat_us: 0,
+            output: GuestOutput::Off,
         };
         Description {
             accelerator: Accelerator::Emulator,

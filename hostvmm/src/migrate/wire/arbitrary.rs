@@ -1,6 +1,7 @@
 //! Any message, for tests: what the codec can say, no more.
 
 use abi::boot::BootInfo;
+use abi::packet::GuestOutput;
 use abi::{Granule, GuestRange, Tables, VaBits, map};
 use proptest::collection::vec;
 use proptest::option;
@@ -26,6 +27,7 @@ pub(super) fn description() -> Description {
             pattern: 0,
             params: [0; 8],
             heartbeat_us: 0,
+            output: GuestOutput::Off,
         },
         page_bytes: 4096,
         counter_hz: 62_500_000,

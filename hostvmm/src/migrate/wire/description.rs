@@ -59,6 +59,8 @@ pub enum Field {
     Workload,
     /// The beat of the guest's vCPUs.
     Heartbeat,
+    /// What the guest sends on its virtual link.
+    Output,
     /// The boot block's flags.
     BootFlags,
     /// [`Description::track_dirty`].
@@ -68,7 +70,7 @@ pub enum Field {
 }
 
 impl Field {
-    const ALL: [(Self, u16, &'static str); 16] = [
+    const ALL: [(Self, u16, &'static str); 17] = [
         (Self::Accelerator, 1, "accelerator"),
         (Self::Arch, 2, "architecture"),
         (Self::Tables, 3, "translation tables"),
@@ -82,6 +84,7 @@ impl Field {
         (Self::Seed, 11, "seed"),
         (Self::Workload, 12, "workload"),
         (Self::Heartbeat, 16, "heartbeat"),
+        (Self::Output, 17, "guest output"),
         (Self::BootFlags, 13, "boot flags"),
         (Self::TrackDirty, 14, "dirty history (--track-dirty)"),
         (Self::BootBlock, 15, "boot block"),
@@ -146,6 +149,7 @@ impl Description {
             .or_else(|| differ(Field::Seed, seed(theirs), seed(ours)))
             .or_else(|| differ(Field::Workload, workload(theirs), workload(ours)))
             .or_else(|| differ(Field::Heartbeat, beat(theirs), beat(ours)))
+            .or_else(|| differ(Field::Output, theirs.output.name(), ours.output.name()))
             .or_else(|| differ(Field::BootFlags, flags(theirs), flags(ours)))
             .or_else(|| differ(Field::TrackDirty, tracked(source), tracked(self)))
             .or_else(|| {

@@ -1,5 +1,6 @@
 //! What is encoded decodes to the same; whatever is bent, cut, repeated or too large on the way is refused.
 
+use abi::packet::GuestOutput;
 use abi::{Granule, GuestRange, Tables, VaBits, map};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -243,6 +244,7 @@ fn every_field_that_differs_is_named_with_both_values() {
         (|it| it.boot.seed = 1, Field::Seed, "0x5eed", "0x1"),
         (|it| it.boot.params[0] = 77, Field::Workload, "", "77"),
         (|it| it.boot.heartbeat_us = 500, Field::Heartbeat, "none", "every 500 µs"),
+        (|it| it.boot.output = GuestOutput::Counter, Field::Output, "off", "counter"),
         (|it| it.boot.flags = 3, Field::BootFlags, "0x1", "0x3"),
         (|it| it.track_dirty = false, Field::TrackDirty, "one", "none"),
     ] {
