@@ -4,11 +4,14 @@
 //! - [`ColoVm`]: what it needs of a machine; [`ColoMonitor`]: sees and steers it, with [`ColoParameters`] and [`ColoInfo`];
 //! - [`protocol`]: who may do what when, without doing it; docs/colo.md;
 //! - [`RamCache`]: the primary's memory as last received, and the flush; `pages`: sets of dirty pages;
+//! - [`compare`]: what of it both sides have emitted; [`backlog`]: what a side may have to emit again;
 //! - [`output`]: what the guest emits, taken as it emits it;
 //! - [`outlet`]: where output goes, and who may send it there; [`Voice`]: a machine's way to it;
 //! - [`ColoFault`], [`PlantedOmission`]: faults planted at the steps of both sides.
 
+pub mod backlog;
 mod cache;
+pub mod compare;
 mod error;
 mod faults;
 mod info;
