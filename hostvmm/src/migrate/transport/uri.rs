@@ -298,7 +298,7 @@ mod tests {
             ("", "no migration URI"),
             ("4321", "no migration URI"),
             ("rdma:a:1", "no migration URI"),
-            ("tcp:4321", "write tcp::4321"),
+            ("tcp:4321", "write tcp:HOST:PORT"),
             ("tcp:a:", "\"\" in"),
             ("tcp:a:+1", "\"+1\" in"),
             ("tcp:a:65536", "\"65536\" in"),
