@@ -6,8 +6,9 @@
 //!  destination                                    arrived: both hosts' moments ◀─┘ ── outcome: the marked gap, gaps since
 //! ```
 //!
-//! The section, little-endian, version first: version u16, reserved u16, vCPUs u32, mark u64, stopped u64 (ns) and u64
-//! (counter); for each vCPU the gaps by length as the migration began and as the guest stopped, 64 u64 each.
+//! The section, little-endian, version first: version u16 (2), reserved u16, vCPUs u32, mark u64, stopped u64 (ns), u64
+//! (counter) and u64 (by how many ns that may be wrong); for each vCPU the most that the counter can have shown as it left the
+//! guest u64, and the gaps by length as the migration began and as the guest stopped, 64 u64 each.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -15,15 +16,16 @@ use abi::heartbeat::BUCKETS;
 
 use crate::backend::Vm;
 use crate::heartbeat::{Gap, GuestHeartbeat, Histogram};
-use crate::migrate::downtime::{Crossing, Downtime, VcpuGaps, reconcile};
+use crate::machine::state::CounterSet;
+use crate::migrate::downtime::{Crossing, Downtime, Latest, VcpuGaps, reconcile};
 use crate::migrate::wire::{Section, SectionKind};
-use crate::migrate::{CounterPolicy, HostTime, Moment};
+use crate::migrate::{ClockOffset, CounterReading, HostTime, Moment};
 use crate::report::ledger::{GapBucket, GapsEntry, GuestClockEntry, MigrationEntry};
 use crate::vcpus::Vcpus;
 
-const VERSION: u16 = 1;
-const HEADER_BYTES: usize = 32;
-const VCPU_BYTES: usize = 2 * BUCKETS * size_of::<u64>();
+const VERSION: u16 = 2;
+const HEADER_BYTES: usize = 40;
+const VCPU_BYTES: usize = (1 + 2 * BUCKETS) * size_of::<u64>();
 
 /// A guest's heartbeats, as it left its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,12 +34,16 @@ pub(super) struct Departure {
     mark: u64,
     /// When the guest stopped, by the source's clock.
     stopped: Moment,
+    /// By how much the counter may have shown something else then, in ns.
+    doubt_ns: u64,
     vcpus: Vec<Noted>,
 }
 
-/// One vCPU's gaps at two moments.
+/// One vCPU at its source: its gaps at two moments.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Noted {
+    /// The most that the counter can have shown as it left the guest, in ticks.
+    left: u64,
     begun: Histogram,
     stopped: Histogram,
 }
@@ -47,12 +53,14 @@ struct Noted {
 pub(super) struct Arrival {
     /// When it ran on, by the source's clock.
     pub(super) resumed: Moment,
-    /// By how much the two clocks may disagree, in ns.
-    pub(super) uncertainty_ns: u64,
+    /// What its counter was set to, by our clock.
+    pub(super) set: CounterSet,
+    /// The counter as it was read before the guest ran on, by our clock.
+    pub(super) reading: CounterReading,
+    /// The source's clock.
+    pub(super) source: ClockOffset,
     /// Ticks of the guest's counter in a second.
     pub(super) counter_hz: u64,
-    /// What its counter was to show.
-    pub(super) policy: CounterPolicy,
 }
 
 /// The heartbeats of a guest that moves.
@@ -61,6 +69,8 @@ pub(super) struct GapWatch {
     begun: Mutex<Vec<Histogram>>,
     departure: Mutex<Option<Departure>>,
     arrival: Mutex<Option<(Departure, Arrival)>>,
+    /// Of each vCPU the beat here that was furthest ahead as it was looked at.
+    latest: Mutex<Vec<Option<Latest>>>,
 }
 
 impl GapWatch {
@@ -76,8 +86,9 @@ impl GapWatch {
         *lock(&self.departure) = None;
     }
 
-    /// The guest has stopped at this source: marks the gap that begins.
-    pub(super) fn stopped(&self, vcpus: &Vcpus, count: usize, vm: &dyn Vm, stopped: Moment) {
+    /// The guest has stopped at this source, where its counter was read as `reading`: marks the gap that begins.
+    pub(super) fn stopped(&self, vcpus: &Vcpus, count: usize, vm: &dyn Vm, stopped: Moment, reading: CounterReading) {
+        self.look(vcpus);
         let heartbeats = heartbeats(vcpus, count);
         let begun = std::mem::take(&mut *lock(&self.begun));
         if heartbeats.iter().all(Option::is_none) {
@@ -88,12 +99,15 @@ impl GapWatch {
         for heartbeat in heartbeats.iter().flatten() {
             let _ = heartbeat.mark(vm, mark);
         }
+        let stays = vcpus.stays();
         let noted = heartbeats.iter().enumerate().map(|(vcpu, heartbeat)| {
-            let stopped = gaps(heartbeat);
+            let gaps = gaps(heartbeat);
+            let left = stays.get(vcpu).and_then(|stay| stay.left).unwrap_or(stopped.at);
             // Where no memory is copied the guest stops as the migration begins.
-            Noted { begun: begun.get(vcpu).unwrap_or(&stopped).clone(), stopped }
+            Noted { left: reading.most_at(left), begun: begun.get(vcpu).unwrap_or(&gaps).clone(), stopped: gaps }
         });
-        *lock(&self.departure) = Some(Departure { mark, stopped, vcpus: noted.collect() });
+        let doubt_ns = reading.doubt_ns(stopped.at);
+        *lock(&self.departure) = Some(Departure { mark, stopped, doubt_ns, vcpus: noted.collect() });
     }
 
     /// What goes along with the guest; `None` where it has no heartbeat.
@@ -106,17 +120,50 @@ impl GapWatch {
         *lock(&self.arrival) = Some((departure, arrival));
     }
 
+    /// Looks at the latest beats of a guest that came here and is still here.
+    fn look(&self, vcpus: &Vcpus) {
+        let Some((departure, arrival)) = lock(&self.arrival).clone() else { return };
+        // A counter of instructions tells nothing of a host's time.
+        if arrival.reading.hz == 0 {
+            return;
+        }
+        let beats: Vec<Option<u64>> = heartbeats(vcpus, departure.vcpus.len())
+            .iter()
+            .map(|heartbeat| heartbeat.as_ref()?.read().ok().map(|reading| reading.last))
+            .collect();
+        // After the beats were read: whoever has left the guest by now has beaten before that.
+        let stays = vcpus.stays();
+        let now = HostTime::now();
+        let mut latest = lock(&self.latest);
+        latest.resize(beats.len(), None);
+        for ((kept, beat), stay) in latest.iter_mut().zip(beats).zip(stays) {
+            let limit = arrival.reading.most_at(stay.left.unwrap_or(now));
+            let ahead = |latest: Latest| i128::from(latest.beat) - i128::from(latest.limit);
+            let found = beat.map(|beat| Latest { beat, limit });
+            *kept = found.filter(|found| kept.is_none_or(|kept| ahead(*found) > ahead(kept))).or(*kept);
+        }
+    }
+
     /// Both measurements of the downtime by which the guest came here, and the gaps between its heartbeats. `None` where it
-    /// did not come, or has no heartbeat.
-    pub(super) fn outcome(&self, vcpus: &Vcpus) -> Option<Outcome> {
+    /// did not come, or has no heartbeat. `is_here` unless it has moved on.
+    pub(super) fn outcome(&self, vcpus: &Vcpus, is_here: bool) -> Option<Outcome> {
+        if is_here {
+            self.look(vcpus);
+        }
         let (departure, arrival) = lock(&self.arrival).clone()?;
+        let ours = |at| arrival.source.reversed().to_ours(at);
         let crossing = Crossing {
             stopped: departure.stopped,
+            stopped_doubt_ns: departure.doubt_ns,
             resumed: arrival.resumed,
-            uncertainty_ns: arrival.uncertainty_ns,
+            set_at: ours(arrival.set.at),
+            set_took_ns: arrival.set.took_ns,
+            reading: CounterReading { at: ours(arrival.reading.at), ..arrival.reading },
+            clocks_doubt_ns: arrival.source.uncertainty_ns,
             counter_hz: arrival.counter_hz,
-            policy: arrival.policy,
+            policy: arrival.set.policy,
         };
+        let (stays, latest) = (vcpus.stays(), lock(&self.latest).clone());
         let heartbeats = heartbeats(vcpus, departure.vcpus.len());
         let gaps: Vec<VcpuGaps> = departure
             .vcpus
@@ -133,6 +180,12 @@ impl GapWatch {
                     during: noted.stopped.since(&noted.begun),
                     after: marked.map_or_else(|| since.clone(), |gap| since.without(gap.ns(arrival.counter_hz))),
                     crossing: marked,
+                    left: noted.left,
+                    entered: stays
+                        .get(vcpu)
+                        .and_then(|stay| stay.entered)
+                        .map(|entered| arrival.reading.least_at(entered)),
+                    latest: latest.get(vcpu).copied().flatten(),
                 }
             })
             .collect();
@@ -166,17 +219,20 @@ impl Outcome {
     /// Puts it into the ledger's entry.
     pub(super) fn enter(&self, entry: &mut MigrationEntry) {
         let Self { downtime, arrival, gaps } = self;
-        let error_ns = downtime.guest_error_ns(arrival.policy).unwrap_or_default();
+        let policy = arrival.set.policy;
+        let error_ns = downtime.guest_error_ns(policy).unwrap_or_default();
         entry.downtime_guest_ns = downtime.guest_ns.unwrap_or_default();
         entry.counter_error_ppm = downtime.counter_error_ppm;
         let clock = entry.clock.get_or_insert_default();
         *clock = GuestClockEntry {
-            policy: arrival.policy.to_string(),
+            policy: policy.to_string(),
             counter_hz: arrival.counter_hz,
             resolution_ns: downtime.resolution_ns,
             error_ns,
-            tolerance_ns: downtime.tolerance_ns,
+            counter_error_ns: downtime.counter_error_ns,
+            counter_doubt_ns: downtime.counter_doubt_ns,
             reconciled: downtime.disagreements.is_empty(),
+            disagreements: downtime.disagreements.iter().map(ToString::to_string).collect(),
             gap_cycles: downtime.gap_cycles,
             vcpu: downtime.vcpu.map(|vcpu| vcpu as u32),
             ..std::mem::take(clock)
@@ -205,10 +261,11 @@ impl Departure {
         bytes.extend(VERSION.to_le_bytes());
         bytes.extend(0_u16.to_le_bytes());
         bytes.extend((self.vcpus.len() as u32).to_le_bytes());
-        for word in [self.mark, self.stopped.at.ns(), self.stopped.counter] {
+        for word in [self.mark, self.stopped.at.ns(), self.stopped.counter, self.doubt_ns] {
             bytes.extend(word.to_le_bytes());
         }
         for noted in &self.vcpus {
+            bytes.extend(noted.left.to_le_bytes());
             for histogram in [&noted.begun, &noted.stopped] {
                 let counts = histogram.counts();
                 (0..BUCKETS).for_each(|bucket| bytes.extend(counts.get(bucket).copied().unwrap_or(0).to_le_bytes()));
@@ -224,9 +281,9 @@ impl Departure {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, &'static str> {
         let (header, rest) = bytes.split_at_checked(HEADER_BYTES).ok_or("shorter than its header")?;
         let words: Vec<u64> = header[8..].as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
-        let [mark, at, counter] = words[..] else { return Err("shorter than its header") };
+        let [mark, at, counter, doubt_ns] = words[..] else { return Err("shorter than its header") };
         let count = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
-        if header[..4] != [1, 0, 0, 0] {
+        if header[..4] != [2, 0, 0, 0] {
             return Err("another version");
         }
         if mark == 0 || count > abi::map::MAX_VCPUS || rest.len() != count * VCPU_BYTES {
@@ -237,11 +294,13 @@ impl Departure {
             Histogram::new(std::array::from_fn(|bucket| words.get(bucket).map_or(0, |word| u64::from_le_bytes(*word))))
         };
         let vcpus = rest.chunks_exact(VCPU_BYTES).map(|bytes| {
-            let (begun, stopped) = bytes.split_at(VCPU_BYTES / 2);
-            Noted { begun: histogram(begun), stopped: histogram(stopped) }
+            let (left, gaps) = bytes.split_at(size_of::<u64>());
+            let (begun, stopped) = gaps.split_at(gaps.len() / 2);
+            let left = left.as_array().map_or(0, |left| u64::from_le_bytes(*left));
+            Noted { left, begun: histogram(begun), stopped: histogram(stopped) }
         });
         let stopped = Moment { at: HostTime::from_ns(at), counter };
-        Ok(Self { mark, stopped, vcpus: vcpus.collect() })
+        Ok(Self { mark, stopped, doubt_ns, vcpus: vcpus.collect() })
     }
 }
 
@@ -250,25 +309,25 @@ mod tests {
     use super::*;
 
     fn sample() -> Departure {
-        let noted = Noted { begun: Histogram::of([1, 5000]), stopped: Histogram::of([1, 5000, 900]) };
+        let noted = Noted { left: 87, begun: Histogram::of([1, 5000]), stopped: Histogram::of([1, 5000, 900]) };
         let stopped = Moment { at: HostTime::from_ns(77), counter: 88 };
-        Departure { mark: 3, stopped, vcpus: vec![noted, Noted::default()] }
+        Departure { mark: 3, stopped, doubt_ns: 9, vcpus: vec![noted, Noted::default()] }
     }
 
     #[test]
     fn a_departure_is_read_back() {
         let section = sample().encode();
-        assert_eq!(&section.bytes[..16], [1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(&section.bytes[..16], [2, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(Departure::decode(&section.bytes), Ok(sample()));
     }
 
     #[test]
     fn bytes_that_are_no_departure_are_refused() {
         let bytes = sample().encode().bytes;
-        for len in [0, 31, 32, bytes.len() - 1] {
+        for len in [0, 39, 40, bytes.len() - 1] {
             assert!(Departure::decode(&bytes[..len]).is_err(), "{len}");
         }
-        for (at, value) in [(0, 2), (2, 1), (4, 3), (4, 9), (8, 0)] {
+        for (at, value) in [(0, 1), (2, 1), (4, 3), (4, 9), (8, 0)] {
             let mut wrong = bytes.clone();
             wrong[at] = value;
             assert!(Departure::decode(&wrong).is_err(), "{at}");

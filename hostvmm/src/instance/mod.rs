@@ -40,6 +40,7 @@ use self::sections::Luggage;
 use crate::control::types::{RunState, Verification};
 use crate::control::{Address, Events, Server, ServerError};
 use crate::dirty::DirtyLogKind;
+use crate::machine::state::CounterState;
 use crate::machine::{BuildError, Image, LoadError, Machine};
 use crate::migrate::transport::{TransportError, Uri};
 use crate::migrate::{Change, FaultPlan, Monitor, Parameters, Phase};
@@ -216,6 +217,8 @@ pub struct Instance {
     luggage: Mutex<Option<Luggage>>,
     /// How far each vCPU was as its state was last saved.
     leaves_at: Mutex<Vec<Steps>>,
+    /// What the guest's counter showed as it was stopped to move away.
+    stopped_with: Mutex<Option<CounterState>>,
     /// What its heartbeats tell of its move.
     gaps: GapWatch,
     started: Instant,
@@ -253,6 +256,7 @@ impl Instance {
             agenda: Mutex::default(),
             attended: Condvar::new(),
             leaves_at: Mutex::default(),
+            stopped_with: Mutex::default(),
             log,
             rate: Mutex::default(),
             monitor,
@@ -424,7 +428,9 @@ impl Instance {
         if self.monitor.phase() != Phase::None {
             ledger.migration = Some(MigrationEntry::from_query(&info));
         }
-        if let (Some(entry), Some(outcome)) = (&mut ledger.migration, self.gaps.outcome(&self.vcpus)) {
+        if let (Some(entry), Some(outcome)) =
+            (&mut ledger.migration, self.gaps.outcome(&self.vcpus, self.run_state() != RunState::Postmigrate))
+        {
             outcome.enter(entry);
             outcome.downtime.disagreements.iter().for_each(|found| progress.line(&format!("downtime: {found}")));
         }

@@ -174,11 +174,12 @@ impl SourceVm for Instance {
         };
         self.announce(order);
         let read = CounterState::read(&self.machine, &self.vcpus);
-        let counter = read.map_err(|error| VmError::new("read the guest's counter", error))?;
+        let (counter, reading) = read.map_err(|error| VmError::new("read the guest's counter", error))?;
+        *lock(&self.stopped_with) = Some(counter);
         let stopped = Moment { at: counter.at, counter: counter.ticks };
         // A guest that stood still before has no gap that would tell of its move.
         let count = if order == Order::Hold { self.machine.config().vcpus } else { 0 };
-        self.gaps.stopped(&self.vcpus, count, self.machine.vm().as_ref(), stopped);
+        self.gaps.stopped(&self.vcpus, count, self.machine.vm().as_ref(), stopped, reading);
         Ok(stopped)
     }
 
@@ -196,7 +197,9 @@ impl SourceVm for Instance {
         // With fd: the destination works on the same memory once it runs.
         *lock(&self.leaves_at) = self.steps_now();
         let state = MachineState::save(&self.machine, &self.vcpus);
-        let state = state.map_err(|error| VmError::new("save the machine's state", error))?;
+        let mut state = state.map_err(|error| VmError::new("save the machine's state", error))?;
+        // One reading, whose error is known: what the destination sets is judged by it.
+        state.counter = lock(&self.stopped_with).unwrap_or(state.counter);
         let history =
             self.log.seen_by(LogUser::History).map_err(|error| VmError::new("read the dirty history", error))?;
         Ok(Luggage { state, running: self.control().is_wanted(), history, heartbeat: self.gaps.departure() }.encode())
@@ -242,13 +245,15 @@ impl DestinationVm for Instance {
 
     fn run(&self, counter: CounterPolicy, _: Moment, source: ClockOffset) -> Result<Moment, VmError> {
         let luggage = lock(&self.luggage).take().ok_or_else(|| VmError::new("run the guest", "no state was loaded"))?;
-        let (set, order) = {
+        let (set, reading, order) = {
             let mut control = self.control();
             let set = luggage.state.set_counter(&self.vcpus, counter, source);
             let set = set.map_err(|error| VmError::new("set the guest's counter", error))?;
+            let (_, reading) = CounterState::read(&self.machine, &self.vcpus)
+                .map_err(|error| VmError::new("read the guest's counter", error))?;
             let order = control.arrive(luggage.running);
             self.obey(order);
-            (set, order)
+            (set, reading, order)
         };
         let entered = self.vcpus.wait_entry(if order == Order::Run { ENTRY } else { Duration::ZERO });
         self.announce(order);
@@ -260,15 +265,15 @@ impl DestinationVm for Instance {
             }
         }
         let at = entered.unwrap_or(set.at);
-        let ticks = at.since(set.at).as_nanos() * u128::from(luggage.state.counter.hz) / 1_000_000_000;
-        let resumed = Moment { at, counter: set.ticks.wrapping_add(ticks as u64) };
+        let resumed = Moment { at, counter: reading.shown_at(at) };
         if let Some(departure) = luggage.heartbeat.filter(|_| order == Order::Run) {
             // Reckoned on the source's clock, on which the guest's departure is.
             let arrival = Arrival {
                 resumed: Moment { at: source.reversed().to_ours(resumed.at), ..resumed },
-                uncertainty_ns: source.uncertainty_ns,
+                set,
+                reading,
+                source,
                 counter_hz: luggage.state.counter.hz,
-                policy: set.policy,
             };
             self.gaps.arrived(departure, arrival);
         }

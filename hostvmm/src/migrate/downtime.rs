@@ -1,41 +1,47 @@
 //! Downtime, measured twice and reconciled: by the hosts' clocks and by the guest's own counter ([`reconcile`]).
 //!
 //! ```text
-//!   host     ────────────── stopped ░░░░░░░░░░░░░░░░░ resumed ─────────────▶
-//!   vCPU 0   beat  beat  beat      ·                 ·   beat  beat
-//!                        └─────────── its gap ───────────┘
+//!   source       ──beat── left │ read ┊
+//!   destination                       ┊ set, read │ entered ──beat──────beat│ looked at
+//!   guest             └──────────── its gap ───────────────┘
 //! ```
 //!
-//! The last vCPU left the guest at `stopped` and the first one entered it at `resumed`. With a counter that runs on every
-//! vCPU's gap contains the downtime, and is longer by no more than the vCPU's usual gaps and what a host takes to wake it;
-//! with one that stops no gap contains it. Whatever disagrees is a [`Disagreement`]: a wrong counter offset shows as one.
+//! Both hosts read the guest's counter while it stands still, and know how long that took ([`CounterReading`]). So they know
+//! what it showed at any moment, within bounds: the last beat at the source was no later than the vCPU left the guest there,
+//! the first at the destination no earlier than it entered, and the latest no later than it was looked at; and from one
+//! reading to the other the counter moved as its policy says. Whatever cannot be is a [`Disagreement`]. How long a host takes
+//! to run a thread widens a gap and is no disagreement: no bound depends on a host's speed (docs/adr, "a counter is judged
+//! by measured bounds").
 //!
-//! Pure: [`crate::heartbeat`] reads the gaps, [`super::Moment`]s come from both machines. [`check_clock`] judges the lines
-//! that the guest prints of its clock.
+//! Pure: [`crate::heartbeat`] reads the gaps, the moments come from both machines.
 
 use std::fmt;
 
 use abi::heartbeat::ticks_to_ns;
 
-use super::{CounterPolicy, Moment};
+use super::{CounterPolicy, CounterReading, HostTime, Moment};
 use crate::heartbeat::{Gap, Histogram};
 
-/// Between reading a host's clock and the guest's counter, which are two reads, a thread may be interrupted for so long.
-const READING_NS: u64 = 1_000_000;
-/// A host's scheduler may take so long to let the last of several vCPU threads run, when all become runnable at once.
-const SCHEDULING_NS: u64 = 20_000_000;
 /// The gaps that count as usual: all but one of a thousand.
 const USUAL: f64 = 0.999;
 
-/// How the guest crossed from one host to another, by the hosts.
+/// How the guest crossed from one host to another, by the hosts; all moments on the source's clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Crossing {
     /// The last vCPU left the guest at the source.
     pub stopped: Moment,
-    /// The first vCPU entered it at the destination, on the source's clock.
+    /// By how much the counter may have shown something else then, in ns.
+    pub stopped_doubt_ns: u64,
+    /// The first vCPU entered the guest at the destination.
     pub resumed: Moment,
+    /// The counter was set at the destination.
+    pub set_at: HostTime,
+    /// It showed what it was set to no more than so much later, in ns.
+    pub set_took_ns: u64,
+    /// As it was read after that.
+    pub reading: CounterReading,
     /// By how much the two hosts' clocks may disagree, in ns.
-    pub uncertainty_ns: u64,
+    pub clocks_doubt_ns: u64,
     /// Ticks of the guest's counter in a second.
     pub counter_hz: u64,
     /// What the guest's counter was to show.
@@ -48,19 +54,44 @@ impl Crossing {
         u64::try_from(self.resumed.at.since(self.stopped.at).as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// What the counter moved beyond what it should have, in ns; negative where it moved less, or back.
-    fn counter_error_ns(&self) -> i64 {
-        let moved = self.resumed.counter.wrapping_sub(self.stopped.counter).cast_signed();
-        let moved_ns = signed(ticks_to_ns(moved.unsigned_abs(), self.counter_hz)).saturating_mul(moved.signum());
-        let expected_ns = match self.policy {
-            CounterPolicy::RunsOn => self.downtime_ns(),
-            CounterPolicy::Stops => 0,
+    /// What the counter was to show as it was read at the destination: it runs on from the moment that its policy says.
+    fn expected(&self) -> CounterReading {
+        let (at, uncertainty_ns) = match self.policy {
+            CounterPolicy::RunsOn => (self.stopped.at, self.stopped_doubt_ns.saturating_add(self.clocks_doubt_ns)),
+            CounterPolicy::Stops => (self.set_at, self.stopped_doubt_ns),
         };
-        moved_ns.saturating_sub(signed(expected_ns))
+        let uncertainty_ns = uncertainty_ns.saturating_add(self.reading.uncertainty_ns);
+        CounterReading { ticks: self.stopped.counter, at, uncertainty_ns, hz: self.reading.hz }
+    }
+
+    /// What the counter shows beyond what it should, in ns; negative where it shows less.
+    fn counter_error_ns(&self) -> i64 {
+        let expected = self.expected().shown_at(self.reading.at);
+        let error = self.reading.ticks.wrapping_sub(expected).cast_signed();
+        signed(ticks_to_ns(error.unsigned_abs(), self.counter_hz)).saturating_mul(error.signum())
+    }
+
+    /// Whether the counter went wrong from one host to the other.
+    fn judge_counter(&self) -> Option<Disagreement> {
+        let expected = self.expected();
+        let most = expected.most_at(self.reading.at);
+        // It was set to what it should show as that was reckoned, and runs from a little later.
+        let reckoned_ns = self.reading.at.ns().saturating_sub(self.set_took_ns);
+        let least = expected.least_at(HostTime::from_ns(reckoned_ns));
+        if (least..=most).contains(&self.reading.ticks) {
+            return None;
+        }
+        let error_ns = self.counter_error_ns();
+        Some(if self.reading.ticks < self.stopped.counter {
+            let by_ns = ticks_to_ns(self.stopped.counter - self.reading.ticks, self.counter_hz);
+            Disagreement::CounterBack { by_ns }
+        } else {
+            Disagreement::CounterOff { error_ns }
+        })
     }
 }
 
-/// The gaps between one vCPU's heartbeats.
+/// The gaps between one vCPU's heartbeats, and the hosts' bounds for their ends.
 #[derive(Clone, Debug, Default)]
 pub struct VcpuGaps {
     /// Which vCPU.
@@ -73,6 +104,21 @@ pub struct VcpuGaps {
     pub after: Histogram,
     /// The gap in which it was moved; `None` where the vCPU has not beaten since.
     pub crossing: Option<Gap>,
+    /// The most that the counter can have shown as the vCPU left the guest at the source, in ticks.
+    pub left: u64,
+    /// The least that it can have shown as the vCPU entered the guest at the destination; `None` if it never did.
+    pub entered: Option<u64>,
+    /// Its latest beat at the destination; `None` where the hosts' clocks say nothing of it.
+    pub latest: Option<Latest>,
+}
+
+/// A beat as it was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Latest {
+    /// The counter at the beat, in ticks.
+    pub beat: u64,
+    /// The most that the counter can have shown as the host looked, in ticks.
+    pub limit: u64,
 }
 
 /// What two measurements of a downtime came to.
@@ -88,12 +134,12 @@ pub struct Downtime {
     pub gap_cycles: Option<u64>,
     /// A gap is known no better than this, in ns: the usual gaps are shorter.
     pub resolution_ns: u64,
-    /// The most by which host and guest may disagree, in ns.
-    pub tolerance_ns: u64,
-    /// What the counter moved from one host to the other beyond what it should have, in ns.
+    /// What the counter shows at the destination beyond what it should, in ns.
     pub counter_error_ns: i64,
     /// The same in millionths of the host's downtime; zero without one.
     pub counter_error_ppm: f64,
+    /// So much of that error may be the measurement's own, in ns.
+    pub counter_doubt_ns: u64,
     /// Everything that does not fit together; empty is what it should be.
     pub disagreements: Vec<Disagreement>,
 }
@@ -116,28 +162,31 @@ pub enum Disagreement {
         /// Which vCPU.
         vcpu: usize,
     },
-    /// A vCPU has no gap around the moment at which the guest stopped.
+    /// A vCPU has no gap in which it was moved.
     NoGap {
         /// Which vCPU.
         vcpu: usize,
     },
-    /// A vCPU's gap is shorter than the time in which no vCPU ran.
-    GapShort {
+    /// A vCPU's last beat at the source is later than it left the guest there.
+    BeatAfterExit {
         /// Which vCPU.
         vcpu: usize,
-        /// Its gap in ns.
-        gap_ns: u64,
-        /// What it should contain, in ns.
-        downtime_ns: u64,
+        /// By how much more than can be, in ns of its counter.
+        by_ns: u64,
     },
-    /// A vCPU's gap is longer than the downtime explains: its clock jumped.
-    GapLong {
+    /// A vCPU's first beat at the destination is earlier than it entered the guest there: its clock stands back.
+    BeatBeforeEntry {
         /// Which vCPU.
         vcpu: usize,
-        /// Its gap in ns.
-        gap_ns: u64,
-        /// The longest that is explained, in ns.
-        explained_ns: u64,
+        /// By how much more than can be, in ns of its counter.
+        by_ns: u64,
+    },
+    /// A vCPU has beaten at a time that had not come yet: its clock jumped forward.
+    BeatAhead {
+        /// Which vCPU.
+        vcpu: usize,
+        /// By how much more than can be, in ns of its counter.
+        by_ns: u64,
     },
 }
 
@@ -148,15 +197,13 @@ impl fmt::Display for Disagreement {
             Self::CounterOff { error_ns } => write!(f, "the guest's counter is off by {error_ns} ns"),
             Self::GapBack { vcpu } => write!(f, "vCPU {vcpu} saw the counter go back"),
             Self::NoGap { vcpu } => write!(f, "vCPU {vcpu} has no gap between heartbeats around the hand-over"),
-            Self::GapShort { vcpu, gap_ns, downtime_ns } => {
-                write!(f, "vCPU {vcpu}'s gap of {gap_ns} ns is shorter than the downtime of {downtime_ns} ns")
+            Self::BeatAfterExit { vcpu, by_ns } => {
+                write!(f, "vCPU {vcpu} beat at the source {by_ns} ns after it can have left the guest there")
             }
-            Self::GapLong { vcpu, gap_ns, explained_ns } => {
-                write!(
-                    f,
-                    "vCPU {vcpu}'s clock jumped: its gap of {gap_ns} ns is longer than the {explained_ns} ns explained"
-                )
+            Self::BeatBeforeEntry { vcpu, by_ns } => {
+                write!(f, "vCPU {vcpu} beat at the destination {by_ns} ns before it can have entered the guest there")
             }
+            Self::BeatAhead { vcpu, by_ns } => write!(f, "vCPU {vcpu}'s clock is {by_ns} ns ahead of what it can be"),
         }
     }
 }
@@ -176,133 +223,45 @@ impl Downtime {
 pub fn reconcile(crossing: &Crossing, vcpus: &[VcpuGaps]) -> Downtime {
     let host_ns = crossing.downtime_ns();
     let usual = vcpus.iter().fold(Histogram::default(), |all, vcpu| all.and(&vcpu.during).and(&vcpu.after));
-    let reading_ns = crossing.uncertainty_ns.saturating_add(READING_NS);
-    let tolerance_ns = usual.longest_ns().saturating_add(reading_ns).saturating_add(SCHEDULING_NS);
     let error_ns = crossing.counter_error_ns();
-    let mut disagreements = Vec::new();
-
-    let moved = crossing.resumed.counter.wrapping_sub(crossing.stopped.counter).cast_signed();
-    if moved < 0 {
-        let by_ns = ticks_to_ns(moved.unsigned_abs(), crossing.counter_hz);
-        disagreements.push(Disagreement::CounterBack { by_ns });
-    } else if error_ns.unsigned_abs() > reading_ns {
-        disagreements.push(Disagreement::CounterOff { error_ns });
-    }
-    let mut longest: Option<(usize, Gap)> = None;
-    for VcpuGaps { vcpu, crossing: gap, .. } in vcpus {
-        match judge(crossing, *vcpu, *gap, reading_ns, tolerance_ns) {
-            Ok(gap) if longest.is_none_or(|(_, other)| gap.ticks() > other.ticks()) => longest = Some((*vcpu, gap)),
-            Ok(_) => {}
-            Err(disagreement) => {
-                disagreements.push(disagreement);
-                let gap = gap.filter(|gap| longest.is_none_or(|(_, other)| gap.ticks() > other.ticks()));
-                longest = gap.map(|gap| (*vcpu, gap)).or(longest);
-            }
-        }
-    }
+    let mut disagreements: Vec<Disagreement> = crossing.judge_counter().into_iter().collect();
+    disagreements.extend(vcpus.iter().flat_map(|vcpu| judge(crossing, vcpu)));
+    let gaps = vcpus.iter().filter_map(|vcpu| Some((vcpu.vcpu, vcpu.crossing?)));
+    let longest = gaps.max_by_key(|(_, gap)| gap.ticks());
     Downtime {
         host_ns,
         guest_ns: longest.map(|(_, gap)| gap.ns(crossing.counter_hz)),
         vcpu: longest.map(|(vcpu, _)| vcpu),
         gap_cycles: longest.and_then(|(_, gap)| gap.cycles),
         resolution_ns: usual.quantile_ns(USUAL),
-        tolerance_ns,
         counter_error_ns: error_ns,
         counter_error_ppm: if host_ns == 0 { 0.0 } else { error_ns as f64 / host_ns as f64 * 1e6 },
+        counter_doubt_ns: crossing.expected().doubt_ns(crossing.reading.at).saturating_add(crossing.set_took_ns),
         disagreements,
     }
 }
 
-/// Judges the gap in which one vCPU was moved.
-fn judge(
-    crossing: &Crossing,
-    vcpu: usize,
-    gap: Option<Gap>,
-    reading_ns: u64,
-    tolerance_ns: u64,
-) -> Result<Gap, Disagreement> {
-    let gap = gap.ok_or(Disagreement::NoGap { vcpu })?;
-    if gap.end < gap.start {
-        return Err(Disagreement::GapBack { vcpu });
-    }
-    if !gap.spans(crossing.stopped.counter) {
-        return Err(Disagreement::NoGap { vcpu });
-    }
-    let (gap_ns, downtime_ns) = (gap.ns(crossing.counter_hz), crossing.downtime_ns());
-    let contained_ns = match crossing.policy {
-        CounterPolicy::RunsOn => downtime_ns,
-        CounterPolicy::Stops => 0,
+/// What is wrong with the beats of one vCPU.
+fn judge(crossing: &Crossing, of: &VcpuGaps) -> Vec<Disagreement> {
+    let vcpu = of.vcpu;
+    let by_ns = |later: u64, earlier: u64| {
+        let ticks = later.checked_sub(earlier).filter(|ticks| *ticks > 0);
+        ticks.map(|ticks| ticks_to_ns(ticks, crossing.counter_hz).max(1))
     };
-    let explained_ns = contained_ns.saturating_add(tolerance_ns);
-    if gap_ns.saturating_add(reading_ns) < contained_ns {
-        Err(Disagreement::GapShort { vcpu, gap_ns, downtime_ns })
-    } else if gap_ns > explained_ns {
-        Err(Disagreement::GapLong { vcpu, gap_ns, explained_ns })
-    } else {
-        Ok(gap)
-    }
+    let ahead = of.latest.and_then(|latest| by_ns(latest.beat, latest.limit));
+    let ahead = ahead.map(|by_ns| Disagreement::BeatAhead { vcpu, by_ns });
+    let Some(gap) = of.crossing else {
+        return std::iter::once(Disagreement::NoGap { vcpu }).chain(ahead).collect();
+    };
+    let back = (gap.end < gap.start).then_some(Disagreement::GapBack { vcpu });
+    let left = by_ns(gap.start, of.left).map(|by_ns| Disagreement::BeatAfterExit { vcpu, by_ns });
+    let entered = of.entered.and_then(|entered| by_ns(entered, gap.end));
+    let entered = entered.map(|by_ns| Disagreement::BeatBeforeEntry { vcpu, by_ns });
+    [back, left, entered, ahead].into_iter().flatten().collect()
 }
 
 fn signed(ns: u64) -> i64 {
     i64::try_from(ns).unwrap_or(i64::MAX)
-}
-
-/// A line that the guest printed of its clock: `clock 3 s, counter 187512345`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClockReading {
-    /// Seconds since its first line.
-    pub second: u64,
-    /// Its counter.
-    pub counter: u64,
-}
-
-/// Two clock lines that do not follow each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClockJump {
-    /// The second is not the next one.
-    Second {
-        /// The line before.
-        from: ClockReading,
-        /// The line.
-        to: ClockReading,
-    },
-    /// The counter went back.
-    Back {
-        /// The line before.
-        from: ClockReading,
-        /// The line.
-        to: ClockReading,
-    },
-    /// The counter did not move by a second, within the tolerance.
-    Counter {
-        /// The line before.
-        from: ClockReading,
-        /// The line.
-        to: ClockReading,
-        /// What it moved, in ns.
-        moved_ns: u64,
-    },
-}
-
-/// Checks that clock lines follow one another: consecutive seconds, a second of the counter apart. A line is late by up to
-/// `late_ns`: the longest step of vCPU 0 and, for a counter that runs on, the downtime; so two lines are apart by up to as
-/// much more or less than a second.
-pub fn check_clock(lines: &[ClockReading], counter_hz: u64, late_ns: u64) -> Vec<ClockJump> {
-    const SECOND_NS: u64 = 1_000_000_000;
-    let judge = |pair: &[ClockReading]| {
-        let (from, to) = (*pair.first()?, *pair.get(1)?);
-        let moved_ns = ticks_to_ns(to.counter.saturating_sub(from.counter), counter_hz);
-        if to.counter < from.counter {
-            Some(ClockJump::Back { from, to })
-        } else if to.second != from.second.wrapping_add(1) {
-            Some(ClockJump::Second { from, to })
-        } else if moved_ns.abs_diff(SECOND_NS) > late_ns {
-            Some(ClockJump::Counter { from, to, moved_ns })
-        } else {
-            None
-        }
-    };
-    lines.windows(2).filter_map(judge).collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! - [`Monitor`]: sees and steers migrations; [`Parameters`], [`Capabilities`], [`MigrationInfo`] by QEMU's names;
 //! - [`Phase`] and [`Stage`]: where a migration is, and the moves that exist;
-//! - [`Estimate`]: what the passes so far foretell; [`HostTime`], [`ClockOffset`]: moments on two hosts;
+//! - [`Estimate`]: what the passes so far foretell; [`HostTime`], [`ClockOffset`]: moments on two hosts; [`CounterReading`]: a guest's counter beside them;
 //! - [`SourceVm`], [`DestinationVm`]: what it needs of a machine;
 //! - [`downtime`]: how long the guest did not run, by the hosts and by the guest itself;
 //! - [`postcopy`]: the guest runs at the destination before its memory is all there;
@@ -27,6 +27,7 @@ pub mod pages;
 mod parameters;
 mod phase;
 pub mod postcopy;
+mod reading;
 pub(crate) mod source;
 #[cfg(test)]
 mod tests;
@@ -43,5 +44,6 @@ pub use info::{DigestReport, DowntimeSplit, MigrationInfo, RamInfo, XbzrleInfo};
 pub use monitor::{Change, Monitor, MonitorError, PlantedFailure};
 pub use parameters::{Capabilities, Compression, CounterPolicy, DigestMode, ParameterError, Parameters};
 pub use phase::{Cancelled, Phase, Stage};
+pub use reading::CounterReading;
 pub use source::send;
 pub use vm::{DestinationVm, Moment, SourceVm, VmError};

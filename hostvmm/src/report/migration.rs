@@ -35,7 +35,7 @@ pub(super) fn checks(ledger: &Ledger) -> Vec<Check> {
         checks.push(check(format!("digest of {}", digests.slot), (!digests.equal).then(differ)));
     }
     if let Some(clock) = &entry.clock {
-        let off = || format!("{} ns apart, tolerance {} ns", clock.error_ns, clock.tolerance_ns);
+        let off = || clock.disagreements.join("; ");
         checks.push(check("downtime of host and guest".to_owned(), (!clock.reconciled).then(off)));
         if clock.lines > 0 {
             let jumped = || format!("{} of {} lines did not follow by one second", clock.jumps, clock.lines);
@@ -103,12 +103,13 @@ pub(super) fn text(entry: &MigrationEntry) -> String {
     if let Some(clock) = &entry.clock {
         let cycles = clock.gap_cycles.map_or(String::new(), |cycles| format!(", {cycles} cycles"));
         line(format!(
-            "downtime by the guest {}{cycles}: {} ns beside the hosts', which may be {}; counter {} and is off by {:.1} ppm",
+            "downtime by the guest {}{cycles}: {} ns beside the hosts'; counter {} and is off by {} ns ({:.1} ppm), known to {} ns",
             time(entry.downtime_guest_ns),
             clock.error_ns,
-            time(clock.tolerance_ns),
             clock.policy,
-            entry.counter_error_ppm
+            clock.counter_error_ns,
+            entry.counter_error_ppm,
+            clock.counter_doubt_ns
         ));
         if clock.lines > 0 {
             line(format!("clock: {} lines, {} jumps", clock.lines, clock.jumps));

@@ -8,7 +8,7 @@ use abi::hypercall::{Command, Outcome, Status};
 use abi::{Arch, Gpa};
 
 use super::mailbox::{Mailbox, Wait};
-use super::stamps::Stamps;
+use super::stamps::{Exits, Stamps};
 use super::turns::Turn;
 use super::{Event, VcpusError, Word};
 use crate::backend::{BackendError, Vm, VmHandle};
@@ -53,6 +53,8 @@ pub(super) struct Seat {
     pub(super) phase: Phase,
     pub(super) progress: Option<Gpa>,
     pub(super) log: LogBudget,
+    /// When it first entered the guest since the machine was started or its counter was set.
+    pub(super) entered: Option<HostTime>,
 }
 
 #[derive(Debug)]
@@ -81,11 +83,14 @@ impl Control {
         self.paused || self.throttled
     }
 
-    /// Notes that a vCPU is about to enter the guest; whether it is the first since the machine was paused.
-    pub(super) fn note_entry(&mut self) -> bool {
+    /// Notes that `vcpu` is about to enter the guest; whether it is the first since the machine was paused.
+    pub(super) fn note_entry(&mut self, vcpu: usize) -> bool {
         let first = self.stamps.first_entry.is_none();
-        if first {
-            self.stamps.first_entry = Some(HostTime::now());
+        let entered = &mut self.seats[vcpu].entered;
+        if first || entered.is_none() {
+            let now = HostTime::now();
+            entered.get_or_insert(now);
+            self.stamps.first_entry.get_or_insert(now);
         }
         first
     }
@@ -117,6 +122,7 @@ pub(super) struct Shared {
     uart: Mutex<Pl011>,
     tap: Tap,
     mailbox: Mailbox,
+    exits: Exits,
 }
 
 impl Shared {
@@ -132,6 +138,7 @@ impl Shared {
             phase: Phase::Fresh,
             progress: None,
             log: LogBudget::new(LOG_LINES),
+            entered: None,
         };
         let seats = (0..vcpus).map(|_| seat()).collect();
         let control = Control {
@@ -157,6 +164,7 @@ impl Shared {
             uart: Mutex::default(),
             tap: Tap::default(),
             mailbox: Mailbox::default(),
+            exits: Exits::new(vcpus),
         }
     }
 
@@ -178,6 +186,10 @@ impl Shared {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn exits(&self) -> &Exits {
+        &self.exits
     }
 
     pub(super) fn uart(&self) -> MutexGuard<'_, Pl011> {

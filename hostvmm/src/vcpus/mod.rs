@@ -52,6 +52,7 @@ use crate::memory::MemoryError;
 use crate::migrate::HostTime;
 use control::Shared;
 pub use mailbox::Wait;
+pub use stamps::Stay;
 
 /// Something that a guest did.
 #[derive(Debug)]

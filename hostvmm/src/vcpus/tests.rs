@@ -9,7 +9,8 @@ use abi::{Arch, Gpa, map};
 
 use super::control::Shared;
 use super::script::{ScriptVm, Stage};
-use super::{Event, SliceEnd, Vcpus, VcpusError, Wait};
+use super::state::Counters;
+use super::{Event, SliceEnd, Stay, Vcpus, VcpusError, Wait};
 use crate::backend::Exit;
 use crate::colo::output::StreamId;
 use crate::machine::Clock;
@@ -338,5 +339,25 @@ fn a_guest_whose_output_nobody_takes_stands_still_and_can_be_paused_and_ended() 
         vcpus.shutdown();
         let next = vcpus.output().take().first().map(|record| record.sequence);
         assert_eq!(next, Some(stood.get(StreamId::CONSOLE)), "none was dropped");
+    });
+}
+
+#[test]
+fn each_vcpu_is_stamped_as_it_first_enters_and_last_leaves() {
+    both_clocks(|clock| {
+        let vm = ScriptVm::new(vec![Box::new(|stage: &mut Stage<'_>| stage.spin())]);
+        let vcpus = start(&vm, clock, 1);
+        let first = vcpus.wait_entry(LIVENESS).expect("it is entered");
+        assert_eq!(vcpus.stays(), [Stay { entered: Some(first), left: None }], "it may be inside");
+        vcpus.pause();
+        let [Stay { entered: Some(entered), left: Some(left) }] = vcpus.stays()[..] else { panic!("it was inside") };
+        assert!(entered == first && entered <= left && left <= vcpus.last_exit());
+        vcpus.resume();
+        vcpus.wait_entry(LIVENESS).expect("it is entered again");
+        vcpus.pause();
+        let [again] = vcpus.stays()[..] else { panic!("one vCPU") };
+        assert!(again.entered == Some(first) && again.left > Some(left));
+        vcpus.set_counters(|_| Counters { virtual_ticks: 7, physical_ticks: None }).unwrap();
+        assert_eq!(vcpus.stays(), [Stay::default()], "the guest's time began anew");
     });
 }

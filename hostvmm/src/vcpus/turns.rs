@@ -59,6 +59,7 @@ pub(super) fn run(shared: &Shared, vcpus: &[SharedVcpu]) {
         }
         let before = vcpu.instructions();
         let exit = vcpu.run(Some(go.budget));
+        shared.exits().stamp(go.vcpu);
         let Some(executed) = before.zip(vcpu.instructions()).map(|(before, now)| now.saturating_sub(before)) else {
             shared.post(Event::Diagnostic(VcpusError::NeedsIcount.to_string()));
             shared.end_seat(go.vcpu);
@@ -102,10 +103,11 @@ fn next(shared: &Shared) -> Option<Go> {
             continue;
         }
         if choose(&mut control) && (control.turn.idle < runnable(&control) || warp(shared, &mut control.turn)) {
-            if control.note_entry() {
+            let go = enter(&mut control);
+            if control.note_entry(go.vcpu) {
                 shared.announce();
             }
-            return Some(enter(&mut control));
+            return Some(go);
         }
         control.quiescent = true;
         // Idle vCPUs are asked again after each wake-up, of which there is no certain number: whose turn it was must

@@ -16,6 +16,7 @@ pub(super) fn run(shared: &Shared, index: usize, vcpu: &SharedVcpu) {
             continue;
         }
         let exit = vcpu.run(None);
+        shared.exits().stamp(index);
         handle(shared, vcpu.as_mut(), exit);
         drop(vcpu);
         shared.tap().wait_room();
@@ -51,7 +52,7 @@ fn enter(shared: &Shared, index: usize) -> Option<Option<Via>> {
                 continue;
             }
         };
-        if control.note_entry() {
+        if control.note_entry(index) {
             shared.announce();
         }
         return Some(complete);

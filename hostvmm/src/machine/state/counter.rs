@@ -1,8 +1,8 @@
 //! The guest's time across a pause: [`CounterState`], and what it becomes by a [`CounterPolicy`].
 
 use crate::machine::Machine;
-use crate::migrate::{ClockOffset, CounterPolicy, HostTime};
-use crate::vcpus::state::Counters;
+use crate::migrate::{ClockOffset, CounterPolicy, CounterReading, HostTime};
+use crate::vcpus::state::CountersRead;
 use crate::vcpus::{Vcpus, VcpusError};
 
 const NS_PER_S: u128 = 1_000_000_000;
@@ -27,21 +27,26 @@ pub struct CounterSet {
     pub ticks: u64,
     /// When, by our clock; it runs from then on.
     pub at: HostTime,
+    /// It ran no more than so much later, in ns.
+    pub took_ns: u64,
     /// The policy that was followed: the instruction clock always stops.
     pub policy: CounterPolicy,
 }
 
 impl CounterState {
-    /// What the paused guest's counters showed as its last vCPU left the guest. (The wall clock runs on in a pause.)
+    /// What the paused guest's counters showed as its last vCPU left the guest (the wall clock runs on in a pause), and the
+    /// reading that tells it.
     ///
     /// # Errors
     /// [`VcpusError::NotPaused`], [`VcpusError::Backend`].
-    pub fn read(machine: &Machine, vcpus: &Vcpus) -> Result<Self, VcpusError> {
-        let (Counters { virtual_ticks, physical_ticks }, at) = vcpus.counters()?;
+    pub fn read(machine: &Machine, vcpus: &Vcpus) -> Result<(Self, CounterReading), VcpusError> {
+        let CountersRead { counters, at, uncertainty_ns } = vcpus.counters()?;
         let hz = machine.vm().ticks_per_second();
-        let now = Self { ticks: virtual_ticks, physical: physical_ticks, hz, at };
+        let now = Self { ticks: counters.virtual_ticks, physical: counters.physical_ticks, hz, at };
         let stands_still = machine.vm().elapsed_instructions().is_some();
-        Ok(if stands_still { Self { at: vcpus.last_exit(), ..now } } else { now.back_to(vcpus.last_exit()) })
+        let reading = CounterReading { ticks: now.ticks, at, uncertainty_ns, hz: if stands_still { 0 } else { hz } };
+        let left = vcpus.last_exit();
+        Ok((if stands_still { Self { at: left, ..now } } else { now.back_to(left) }, reading))
     }
 
     /// What they showed at the earlier moment `at`.

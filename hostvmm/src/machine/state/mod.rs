@@ -27,7 +27,7 @@ use crate::backend::Vm;
 use crate::backend::{BackendError, GicState};
 use crate::device::pl011::{BadPl011, Pl011, Pl011State};
 use crate::migrate::{ClockOffset, CounterPolicy};
-use crate::vcpus::state::{Counters, TurnState, VcpuState};
+use crate::vcpus::state::{Counters, CountersSet, TurnState, VcpuState};
 use crate::vcpus::{Vcpus, VcpusError};
 
 /// A paused machine's state.
@@ -99,7 +99,7 @@ impl MachineState {
         let vm = machine.vm();
         // First: it completes what is half done.
         let states = vcpus.save()?;
-        let counter = CounterState::read(machine, vcpus)?;
+        let (counter, _) = CounterState::read(machine, vcpus)?;
         let icount =
             vm.elapsed_instructions().zip(vcpus.turn()).map(|(instructions, turn)| IcountState { instructions, turn });
         Ok(Self { vcpus: states, gic: vm.save_gic()?, uart: vcpus.uart(), counter, icount })
@@ -146,15 +146,11 @@ impl MachineState {
     ) -> Result<CounterSet, StateError> {
         // Time that is instructions stands still while nobody executes.
         let policy = if self.icount.is_some() { CounterPolicy::Stops } else { policy };
-        let mut set_at = None;
-        let ticks = vcpus
-            .set_counters(|now| {
-                set_at = Some(now);
-                let CounterState { ticks, physical, .. } = self.counter.shown_at(now, policy, source);
-                Counters { virtual_ticks: ticks, physical_ticks: physical }
-            })?
-            .virtual_ticks;
+        let CountersSet { counters, at, took_ns } = vcpus.set_counters(|now| {
+            let CounterState { ticks, physical, .. } = self.counter.shown_at(now, policy, source);
+            Counters { virtual_ticks: ticks, physical_ticks: physical }
+        })?;
         vcpus.restore_power(&self.vcpus)?;
-        Ok(CounterSet { ticks, at: set_at.unwrap_or_default(), policy })
+        Ok(CounterSet { ticks: counters.virtual_ticks, at, took_ns, policy })
     }
 }

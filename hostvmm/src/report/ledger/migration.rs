@@ -110,10 +110,18 @@ pub struct GuestClockEntry {
     pub resolution_ns: u64,
     /// What the guest measured beyond what the host did, in ns; negative where it measured less.
     pub error_ns: i64,
-    /// Most by which the two may differ, in ns: the resolution and the uncertainty of the hosts' clocks.
-    pub tolerance_ns: u64,
-    /// Whether the error is within the tolerance.
+    /// What the counter showed at the destination beyond what it should, as the host read it, in ns.
+    #[serde(default)]
+    pub counter_error_ns: i64,
+    /// So much of that error may be the measurement's own, in ns: how long the counter was being read and set, and how
+    /// well the hosts' clocks are known.
+    #[serde(default)]
+    pub counter_doubt_ns: u64,
+    /// Whether everything fits together: the counter, and every vCPU's beats before and after.
     pub reconciled: bool,
+    /// What does not, in words.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub disagreements: Vec<String>,
     /// The destination host's clock minus the source's, in ns, as measured on the channel.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub host_offset_ns: Option<i64>,
