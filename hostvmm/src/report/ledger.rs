@@ -16,8 +16,8 @@ mod migration;
 mod query;
 
 pub use migration::{
-    BytesEntry, CancelEntry, DowntimeEntry, EstimateEntry, GapBucket, GapsEntry, GuestClockEntry, HopEntry, KillEntry,
-    MigrationEntry, RoundEntry, SlotDigestsEntry, ThrottleEntry,
+    BytesEntry, CancelEntry, DowntimeEntry, EstimateEntry, GapBucket, GapsEntry, GuestClockEntry, HopEntry,
+    HugePagesAround, KillEntry, MigrationEntry, RoundEntry, SlotDigestsEntry, ThrottleEntry,
 };
 
 /// The tables that there were when ledgers did not name them.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::ledger::{BytesEntry, GapBucket, GapsEntry, MigrationEntry};
+use super::ledger::{BytesEntry, GapBucket, GapsEntry, HugePagesAround, MigrationEntry};
 use super::text::{align_numbers, table};
 use super::{Check, Ledger, Mismatch, Verdict, check, describe};
 
@@ -195,21 +195,30 @@ fn hops(entry: &MigrationEntry) -> Option<String> {
 }
 
 fn cancels(entry: &MigrationEntry) -> Option<String> {
-    let mut table = table(&["cancelled at", "status", "log", "verified", "took", "steps/s before", "after", "ratio"]);
+    let heads = ["cancelled at", "status", "log", "verified", "huge pages", "took", "steps/s before", "after", "ratio"];
+    let mut table = table(&heads);
     for cancel in &entry.cancels {
         table.add_row([
             cancel.at.clone(),
             cancel.status.clone(),
             if cancel.logging_off { "off" } else { "ON" }.to_owned(),
             if cancel.verified { "yes" } else { "NO" }.to_owned(),
+            cancel.huge_pages.as_ref().map_or_else(|| "-".to_owned(), huge_pages),
             time(cancel.cancel_ns),
             format!("{:.0}", cancel.steps_per_s_before),
             format!("{:.0}", cancel.steps_per_s_after),
             format!("{:.2}", cancel.ratio()),
         ]);
     }
-    align_numbers(&mut table, 4);
+    align_numbers(&mut table, 5);
     (!entry.cancels.is_empty()).then(|| table.to_string())
+}
+
+/// Blocks before, while logging and after.
+fn huge_pages(around: &HugePagesAround) -> String {
+    let Some(before) = around.before else { return "not shown here".to_owned() };
+    let count = |count: Option<u64>| count.map_or_else(|| "?".to_owned(), |count| count.to_string());
+    format!("{before}, {}, {}", count(around.logging), count(around.after))
 }
 
 fn kills(entry: &MigrationEntry) -> Option<String> {
@@ -259,7 +268,12 @@ pub(super) mod tests {
                 after: vec![bucket(2048, 0)],
             }),
             hops: vec![HopEntry { hop: 1, from: "A".to_owned(), to: "B".to_owned(), ..HopEntry::default() }],
-            cancels: vec![CancelEntry { at: "source-pass-0".to_owned(), verified: true, ..CancelEntry::default() }],
+            cancels: vec![CancelEntry {
+                at: "source-pass-0".to_owned(),
+                verified: true,
+                huge_pages: Some(HugePagesAround { before: Some(4), logging: Some(1), after: Some(4) }),
+                ..CancelEntry::default()
+            }],
             kills: vec![
                 KillEntry {
                     boundary: "source-setup".to_owned(),
@@ -294,9 +308,15 @@ pub(super) mod tests {
     #[test]
     fn the_text_has_every_part() {
         let text = text(migrated().migration.as_ref().unwrap());
-        for part in
-            ["total 1.23 s", "4.2 ms", "digest of ram: 0x1 ×2", "4.1 ms and more", "source-pass-0", "skipped: no"]
-        {
+        for part in [
+            "total 1.23 s",
+            "4.2 ms",
+            "digest of ram: 0x1 ×2",
+            "4.1 ms and more",
+            "source-pass-0",
+            "4, 1, 4",
+            "skipped: no",
+        ] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }
     }

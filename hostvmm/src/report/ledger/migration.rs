@@ -281,6 +281,20 @@ pub struct CancelEntry {
     pub cancel_ns: u64,
     /// Whether the guest was whole afterwards.
     pub verified: bool,
+    /// Blocks by which the region was mapped; absent where its memory has no huge pages.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub huge_pages: Option<HugePagesAround>,
+}
+
+/// Block mappings of the region at stage 2, as the kernel shows them; null where it does not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HugePagesAround {
+    /// Before the migration.
+    pub before: Option<u64>,
+    /// When it was cancelled.
+    pub logging: Option<u64>,
+    /// After it was cancelled and the guest had written its memory again.
+    pub after: Option<u64>,
 }
 
 impl CancelEntry {

@@ -3,8 +3,9 @@
 //! Each VM is a `hostvmm run --qmp` of its own, so that what is proven is proven of processes that share nothing but a
 //! stream: [`Side`] starts, commands and ends one, [`Place`] has the directory and the addresses, [`Watch`] bounds every wait
 //! and gives it a name, a [`Crossing`](crossing::Crossing) is one migration. [`MigrateSpec`] is what is asked for, [`Findings`] what was
-//! wrong. What the guests print of their clocks goes through [`clock_lines`].
+//! wrong. What the guests print of their clocks goes through [`clock_lines`]; [`Blocks`] are their huge pages.
 
+mod blocks;
 pub(super) mod clock_lines;
 pub(super) mod crossing;
 mod findings;
@@ -19,6 +20,7 @@ use serde_json::{Map, Value, json};
 use super::Spec;
 use super::passes::{blank_ledger, machine_options};
 
+pub(super) use blocks::Blocks;
 pub(super) use findings::Findings;
 pub(super) use place::Place;
 pub use place::Way;

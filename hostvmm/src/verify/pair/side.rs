@@ -29,7 +29,7 @@ const ALARM: Duration = Duration::from_millis(5);
 /// Lines of a VM's standard error that are kept for a report.
 const LINES_KEPT: usize = 40;
 /// Of these, as many are told.
-const LINES_TOLD: usize = 3;
+const LINES_TOLD: usize = 16;
 /// Most clock lines that are kept: a day's.
 const CLOCK_LINES: usize = 86_400;
 /// A line that is longer is cut here; a guest may print without end.
@@ -330,6 +330,11 @@ impl Side {
             self.status = self.process.try_wait().ok().flatten();
         }
         self.status
+    }
+
+    /// The process's number.
+    pub(in crate::verify) fn process_id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Whether the process is stopped by a signal.
