@@ -70,7 +70,7 @@ enum Action {
         #[command(flatten)]
         machine: MachineOptions,
     },
-    /// Measure hostvmm's live migration beside that of Debian's QEMU for arm64, both under KVM, by the instruction clock.
+    /// Measure hostvmm's live migration beside that of Debian's QEMU for arm64, both under KVM.
     #[command(after_help = "Exit status: of `bench migrate`: 0 what is required is met, 1 it is not.\n\nExample: \
                             scripts/bench migrate --lab --pages 16384")]
     BenchMigrate {
@@ -180,9 +180,7 @@ fn act(checkout: &Path, action: Action) -> Result<u8, Error> {
             ended => ended,
         },
         Action::Bench { machine } => measure(checkout, MachineOptions { clock: Clock::Icount, ..machine }),
-        Action::BenchMigrate { machine, arguments } => {
-            measure_migration(checkout, MachineOptions { clock: Clock::Icount, ..machine }, &arguments)
-        }
+        Action::BenchMigrate { machine, arguments } => measure_migration(checkout, &machine, &arguments),
         Action::Shell { machine } => {
             let work = work_directory()?;
             let machine = prepare(checkout, &machine, &[], &[], work.path())?;
@@ -230,12 +228,13 @@ fn measure(checkout: &Path, options: MachineOptions) -> Result<u8, Error> {
 }
 
 /// Runs `bench migrate` in one boot; it prints its table itself.
-fn measure_migration(checkout: &Path, options: MachineOptions, arguments: &[OsString]) -> Result<u8, Error> {
+fn measure_migration(checkout: &Path, options: &MachineOptions, arguments: &[OsString]) -> Result<u8, Error> {
     let (cache, may_build) = (Cache::open(&checkout.join(".tidemark/lab"))?, !options.no_build);
     let mut files = peer::files(&cache, may_build && !options.no_fetch, options.progress())?;
     files.push(cross::bench(checkout, may_build, options.progress())?);
     let work = work_directory()?;
-    let machine = prepare(checkout, &options, &files, &peer::command(arguments), work.path())?;
+    let command = peer::command(options.clock, arguments);
+    let machine = prepare(checkout, options, &files, &command, work.path())?;
     let sinks: [&mut dyn io::Write; 2] = [&mut io::stdout(), &mut io::stderr()];
     run::run(&machine, work.path(), None, MIGRATIONS_WITHIN_SECONDS, sinks)
 }

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::guest::{FIRMWARE, HOSTVMM};
 use crate::kernel::work_directory;
 use crate::progress::Progress;
-use crate::qemu::{PACKAGE, PROGRAM};
+use crate::qemu::{Clock, PACKAGE, PROGRAM};
 
 /// Its name in the cache.
 const NAME: &str = "qemu-arm64";
@@ -60,10 +60,14 @@ pub(crate) fn files(cache: &Cache, may_fetch: bool, progress: Progress) -> Resul
 }
 
 /// What the guest runs: `bench`, with the loader and the libraries, which are in /files, where they are looked for.
-pub(crate) fn command(arguments: &[OsString]) -> Vec<OsString> {
-    let script = "ln -s files /lib && echo \"Linux $(uname -r), instruction clock\" && exec /files/bench \"$@\"";
+pub(crate) fn command(clock: Clock, arguments: &[OsString]) -> Vec<OsString> {
+    let clock = match clock {
+        Clock::Wall => "wall clock",
+        Clock::Icount => "instruction clock",
+    };
+    let script = format!("ln -s files /lib && echo \"Linux $(uname -r), {clock}\" && exec /files/bench \"$@\"");
     let (hostvmm, firmware, qemu) = (format!("/{HOSTVMM}"), format!("/{FIRMWARE}"), format!("/files/{PROGRAM}"));
-    let fixed = ["sh", "-c", script, "bench", "migrate", "--accel", "kvm", "--hostvmm", &hostvmm];
+    let fixed = ["sh", "-c", &script, "bench", "migrate", "--accel", "kvm", "--hostvmm", &hostvmm];
     let fixed = fixed.into_iter().chain(["--firmware", &firmware, "--qemu", &qemu]).chain(SIZE);
     fixed.map(OsString::from).chain(arguments.iter().cloned()).collect()
 }
@@ -129,7 +133,7 @@ mod tests {
 
     #[test]
     fn later_arguments_are_the_callers() {
-        let command = command(&["--pages".into(), "4096".into()]);
+        let command = command(Clock::Icount, &["--pages".into(), "4096".into()]);
         assert_eq!(command[command.len() - 2..], ["--pages", "4096"]);
         assert!(command.iter().any(|argument| argument == "/files/qemu-system-aarch64"));
     }
