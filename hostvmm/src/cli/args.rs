@@ -12,6 +12,7 @@ use super::quantity::milliseconds;
 use super::remote::{InfoArgs, MigrateArgs, MigrateCancelArgs};
 use super::scenario::{CpuArgs, MigrationArgs, Scenario};
 use super::tuning::TuningArgs;
+use crate::colo::OutletAddress;
 
 /// Proves, byte for byte, that a hypervisor's dirty-page log and what rests on it deliver every byte.
 #[derive(Debug, Parser)]
@@ -78,6 +79,21 @@ pub(crate) enum Command {
         after_help = "Example:\n  hostvmm tls-keygen /tmp/pki --host node-b\n\nThe files are those of QEMU's tls-creds-x509."
     )]
     TlsKeygen(TlsKeygenArgs),
+    /// Be the outside world's end of a pair's output: take each record once, from the one side that owns the outlet, and decide
+    /// which side may go on alone. Ends on a signal.
+    #[command(after_help = "Example:\n  hostvmm outlet unix:/tmp/outlet --record seen.jsonl")]
+    Outlet(OutletArgs),
+}
+
+/// Options of `outlet`.
+#[derive(Debug, Args)]
+pub(crate) struct OutletArgs {
+    /// Where both sides reach it.
+    #[arg(value_name = "unix:PATH")]
+    pub(crate) address: OutletAddress,
+    /// Append accepted records to FILE, a line of JSON each [default: standard output].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record: Option<PathBuf>,
 }
 
 /// Options of `tls-keygen`.

@@ -30,10 +30,11 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use workload::{Geometry, Pattern, Workload};
 
-use self::args::{Cli, Command, ReportArgs, RunArgs, TlsKeygenArgs, VerifyArgs};
+use self::args::{Cli, Command, OutletArgs, ReportArgs, RunArgs, TlsKeygenArgs, VerifyArgs};
 use self::common::{CommonArgs, EagerSplit, Format, GranuleArg, TablesArg};
 use self::ending::{Ending, say, tell};
 use self::scenario::Scenario;
+use crate::colo::outlet::{JsonLines, OutletServer, Sink};
 use crate::machine::devicetree;
 use crate::migrate::transport::tls::keygen;
 use crate::report::{self, Ledger, Progress, Verdict};
@@ -55,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::MigrateCancel(args) => remote::cancel(&args),
         Command::Info(args) => remote::info(&args),
         Command::TlsKeygen(args) => tls_keygen(&args),
+        Command::Outlet(args) => outlet(&args),
     };
     match result {
         Ok(verdict) => ExitCode::from(verdict.exit_code()),
@@ -326,6 +328,23 @@ fn print(ledger: &Ledger, format: Format) {
 fn tls_keygen(args: &TlsKeygenArgs) -> Result<Verdict, Ending> {
     keygen(&args.directory, &args.hosts).map_err(Ending::input)?;
     say(&format!("credentials: {}", args.directory.display()));
+    Ok(Verdict::Pass)
+}
+
+fn outlet(args: &OutletArgs) -> Result<Verdict, Ending> {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(Ending::failed)?;
+    let sink: Box<dyn Sink> = match &args.record {
+        Some(path) => {
+            let file = std::fs::File::options().create(true).append(true).open(path);
+            let file = file.map_err(|error| Ending::usage(format!("--record {}: {error}", path.display())))?;
+            Box::new(JsonLines::new(file))
+        }
+        None => Box::new(JsonLines::new(std::io::stdout())),
+    };
+    let server = OutletServer::start(&args.address, sink).map_err(Ending::input)?;
+    tell(&format!("outlet: {}", args.address));
+    signals.forever().next();
+    drop(server);
     Ok(Verdict::Pass)
 }
 

@@ -34,6 +34,7 @@ pub use info::{
     Held, SlotDigests, StopSplit,
 };
 pub use monitor::{ColoMonitor, Ending, NoPair};
+pub use outlet::OutletAddress;
 pub use pages::DirtyPages;
 pub use parameters::ColoParameters;
 pub use vm::ColoVm;

@@ -4,9 +4,28 @@
 //! whoever claims it first while e is the current one, and from then on nothing of an earlier epoch is taken. Both sides of a
 //! pair can ask for the next epoch, and exactly one of them gets it; the other is [fenced](OutletError::Fenced), must never run
 //! its guest again, and could not be heard if it did. This is what prevents two guests that go on alone (docs/colo-outlet.md).
+//!
+//! - `arbiter`: who owns it and what it takes, without input or output; `wire`: the messages;
+//! - [`OutletServer`]: an outlet at a socket, that lets records go to a [`Sink`]; [`OutletClient`]: a side's way to it;
+//! - [`OwnOutlet`]: for a VM that has no other.
+
+mod address;
+mod arbiter;
+mod client;
+mod server;
+mod sink;
+#[cfg(test)]
+mod tests;
+mod wire;
 
 use super::Side;
 use super::output::{Positions, Record, StreamId};
+
+pub use address::{BadOutletAddress, OutletAddress};
+pub use arbiter::{Arbiter, Claimant, Judgement};
+pub use client::{OutletClient, OwnOutlet};
+pub use server::{OutletServer, OutletServerError};
+pub use sink::{Accepted, JsonLines, Kept, Sink};
 
 /// The request to own the outlet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
