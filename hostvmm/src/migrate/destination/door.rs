@@ -12,9 +12,10 @@ use std::io::Write as _;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::migrate::clock::HostTime;
+use crate::migrate::digest::SlotDigests;
 use crate::migrate::error::MigrateError;
 use crate::migrate::frames::{FrameReader, FrameWriter};
 use crate::migrate::transport::{CancelToken, Channel, Handle, Listener, TransportError};
@@ -36,8 +37,12 @@ pub(super) enum Fate {
     Committed,
     /// It runs here.
     Running,
+    /// It runs here, and all pages that were missing have come.
+    Whole(SlotDigests),
     /// It never ran here and never will.
     Discarded,
+    /// It ran here, was stopped for want of pages, and never will again.
+    Lost,
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +53,8 @@ struct Inside {
     /// Those that have.
     come: Vec<u16>,
     fate: Fate,
+    /// When the source asked first.
+    asked: Option<Instant>,
     /// Of the main channel.
     main: Option<Handle>,
 }
@@ -234,16 +241,23 @@ fn answer(channel: Channel, inside: &Mutex<Inside>) -> Result<(), MigrateError> 
     order.accept(&query, payload_bytes)?;
     let state = {
         let mut inside = lock(inside);
+        let first = *inside.asked.get_or_insert_with(Instant::now);
+        // Pages that are on their way may be all that is missing. Where the network does not tell that no more come, this does.
+        let is_late = inside.fate == Fate::Committed && first.elapsed() >= WORD;
         if inside.fate == Fate::Open {
             inside.fate = Fate::Discarded;
-            if let Some(main) = inside.main.take() {
-                main.shutdown();
-            }
+        }
+        if (is_late || inside.fate == Fate::Discarded)
+            && let Some(main) = inside.main.take()
+        {
+            main.shutdown();
         }
         match inside.fate {
             Fate::Open | Fate::Discarded => GuestState::Discarded,
             Fate::Committed => GuestState::Waiting,
             Fate::Running => GuestState::Running,
+            Fate::Whole(digests) => GuestState::Whole { digests },
+            Fate::Lost => GuestState::Lost,
         }
     };
     let answer = Message::Answer(state);

@@ -2,9 +2,13 @@
 //!
 //! ```text
 //! loaded ─ run ─► one thread runs the guest and tells the source, ─► all pages here, digests equal ─► farewell, or none
-//!                 another places the pages that come                └─ connection lost, or a page that is not what was
+//!                 another places the pages that come                ├─ connection lost, all pages here ─► the source asks
+//!                                                                   └─ connection lost, or a page that is not what was
 //!                                                                      sent ─► the guest is lost, and stopped
 //! ```
+//!
+//! A guest that has all its pages is never stopped: each was proven as it came. Whether the guest is whole or lost is said to a
+//! source that asks once it is certain, and not before.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -40,7 +44,11 @@ pub(super) fn take_over(
     incoming.monitor.at(Boundary::DestinationLoaded)?;
     let requests = Arc::new(Requests { writer: Arc::clone(&incoming.writer), early: Mutex::new(Some(Vec::new())) });
     let asking = Arc::clone(&requests);
-    let request = Box::new(move |slot, page| asking.ask(slot, page).map_err(std::io::Error::other));
+    let request = Box::new(move |slot, page| {
+        // A source that cannot be asked may have sent all the same: who reads finds out what is missing.
+        let _ = asking.ask(slot, page);
+        Ok(())
+    });
     let accelerator = incoming.vm.describe().accelerator;
     let missing = MissingPages::begin(incoming.vm.memory(), pending, accelerator, request)?;
     incoming.monitor.at(Boundary::DestinationVerified)?;
@@ -70,12 +78,12 @@ pub(super) fn take_over(
     let (ran, received) = std::thread::scope(|scope| {
         let pages = scope.spawn(|| {
             let received = receiving.run();
-            if received.is_err() {
+            if received.is_err() && missing.left() > 0 {
                 missing.abandon(|| vm.lost());
             }
             received
         });
-        let ran = run(vm, monitor, terms, stopped, committed, door, &writer);
+        let ran = run(vm, monitor, terms, stopped, committed, &writer);
         if ran.is_err() {
             handle.shutdown();
         }
@@ -85,10 +93,18 @@ pub(super) fn take_over(
     // A guest that does not run is discarded, whatever has come of its memory.
     ran?;
     match received {
-        Ok(digests) => finish(incoming, terms, missing, digests, stage),
+        Ok(digests) => {
+            door.decide(Fate::Whole(digests[1]));
+            finish(incoming, terms, missing, digests, stage)
+        }
+        Err(error) if missing.left() == 0 => {
+            door.decide(Fate::Whole(terms.leaves.digest()));
+            Ok(unconfirmed(monitor, missing, &error))
+        }
         Err(error) => {
             // Once more: it may have begun to run after the pages had failed.
             vm.lost();
+            door.decide(Fate::Lost);
             let error = MigrateError::PostcopyLost { why: error.to_string() };
             monitor.end(Phase::Failed, Some(error.to_string()));
             Err(error)
@@ -103,11 +119,9 @@ fn run(
     terms: &Terms,
     stopped: Moment,
     committed: Instant,
-    door: &Door,
     writer: &Mutex<FrameWriter>,
 ) -> Result<(), MigrateError> {
     let resumed = vm.run(terms.counter, stopped, terms.clock)?;
-    door.decide(Fate::Running);
     let downtime = resumed.at.since(terms.clock.to_ours(stopped.at));
     monitor.show(|info| info.downtime = Some(u64::try_from(downtime.as_millis()).unwrap_or(u64::MAX)));
     // Whether it is told or not, it runs: what fails from here on fails where the pages come from.
@@ -152,6 +166,15 @@ fn finish(
         }
         Ok(_) | Err(_) => Ok(Farewell::Missing),
     }
+}
+
+/// It has all its pages, and the source could not be told: it asks, and compares memory with what it is answered.
+fn unconfirmed(monitor: &Monitor, missing: MissingPages, error: &MigrateError) -> Farewell {
+    let report = missing.finish().unwrap_or_default();
+    monitor.show(|info| info.ram.get_or_insert_default().postcopy_requests = report.faults);
+    let text = format!("all pages have come, but the source was lost before both sides had compared memory: {error}");
+    monitor.end(Phase::Completed, Some(text));
+    Farewell::Missing
 }
 
 /// Asks the source for pages, once it may be asked.

@@ -35,6 +35,18 @@ pub(super) struct Ready<'m> {
     pub(super) received: SlotDigests,
 }
 
+/// What a destination that was asked says of a guest that was given away.
+pub(super) enum Found {
+    /// It runs there.
+    Runs,
+    /// It runs there with all the pages that post-copy owed it; the digests of its memory as it came.
+    Whole(SlotDigests),
+    /// It does not run there and will not, or nobody is there: how that is known.
+    Gone(String),
+    /// Nobody says: what was tried.
+    Unknown(String),
+}
+
 /// Gives the guest away and sees that it arrives.
 pub(super) fn conclude(mut out: Outgoing<'_>, ready: Ready<'_>, address: &Address) -> Result<(), MigrateError> {
     let Ready { stage, moment, ready, received } = ready;
@@ -44,10 +56,10 @@ pub(super) fn conclude(mut out: Outgoing<'_>, ready: Ready<'_>, address: &Addres
     let committed_at = HostTime::now();
     match out.commit() {
         Ok(resumed) => out.show_downtime(moment, ready, Some(&resumed)),
-        Err(error) => match out.resolve(error, address, committed_at) {
-            Ok(()) => out.show_downtime(moment, ready, None),
-            Err(error) => return Err(error),
-        },
+        Err(error) => {
+            out.resolve(&error, address, committed_at)?;
+            out.show_downtime(moment, ready, None);
+        }
     }
     // It runs there, and whatever fails now changes nothing about that.
     let planted = out.monitor.at(Boundary::SourceResumed);
@@ -85,51 +97,59 @@ impl Outgoing<'_> {
     fn commit(&mut self) -> Result<Resumed, MigrateError> {
         self.peer.send(&Message::Commit)?;
         self.monitor.at(Boundary::SourceCommitted)?;
-        match self.peer.receive("said that the guest runs", self.parameters.switchover_timeout())? {
+        match self.peer.receive("said that the guest runs", self.monitor.parameters().switchover_timeout())? {
             Message::Resumed(resumed) => Ok(resumed),
             other => Err(self.peer.unexpected(&other)),
         }
     }
 
     /// What has become of a guest that was given away, after `error`. It runs there if this is `Ok`.
-    pub(super) fn resolve(
-        &mut self,
-        error: MigrateError,
-        address: &Address,
-        committed_at: HostTime,
-    ) -> Result<(), MigrateError> {
+    fn resolve(&mut self, error: &MigrateError, address: &Address, committed_at: HostTime) -> Result<(), MigrateError> {
+        match self.inquire(error, address) {
+            Found::Runs | Found::Whole(_) => Ok(()),
+            Found::Gone(why) => Err(self.take_back(why)),
+            Found::Unknown(why) => Err(MigrateError::InDoubt { committed_at, why }),
+        }
+    }
+
+    /// Asks the destination, on new connections, what has become of a guest that was given away, after `error`.
+    pub(super) fn inquire(&self, error: &MigrateError, address: &Address) -> Found {
         // A destination that says it failed has not run it and will not.
-        if let MigrateError::Destination { text } = &error {
-            return Err(self.take_back(text.to_string()));
+        if let MigrateError::Destination { text } = error {
+            return Found::Gone(text.to_string());
         }
         // Whatever may still be on its way is not to be waited for.
         self.peer.hang_up();
-        let doubt = |why: String| MigrateError::InDoubt { committed_at, why };
         if !address.can_be_asked() {
-            return Err(doubt(format!("{error}; this kind of connection cannot be made again to ask")));
+            return Found::Unknown(format!("{error}; this kind of connection cannot be made again to ask"));
         }
-        let cancel = CancelToken::new().map_err(|source| doubt(source.to_string()))?;
-        let deadline = Instant::now() + self.parameters.switchover_timeout();
+        let cancel = match CancelToken::new() {
+            Ok(cancel) => cancel,
+            Err(source) => return Found::Unknown(source.to_string()),
+        };
+        let deadline = Instant::now() + self.monitor.parameters().switchover_timeout();
         let mut pause = std::time::Duration::from_millis(1);
         loop {
             let why = match address.ask(&cancel) {
-                Ok(GuestState::Running) => return Ok(()),
-                Ok(GuestState::Discarded) => return Err(self.take_back(format!("{error}; it has discarded the guest"))),
+                Ok(GuestState::Running) => return Found::Runs,
+                Ok(GuestState::Whole { digests }) => return Found::Whole(digests),
+                Ok(GuestState::Discarded) => return Found::Gone(format!("{error}; it has discarded the guest")),
+                Ok(GuestState::Lost) => return Found::Gone(format!("{error}; it has stopped the guest")),
                 Ok(GuestState::Waiting) => format!("{error}; it is still deciding"),
                 Err(MigrateError::Transport(gone)) if gone.is_nobody() => {
-                    return Err(self.take_back(format!("{error}; {gone}")));
+                    return Found::Gone(format!("{error}; {gone}"));
                 }
                 Err(unanswered) => format!("{error}; {unanswered}"),
             };
             if Instant::now() >= deadline {
-                return Err(doubt(why));
+                return Found::Unknown(why);
             }
             cancel.wait_until(Instant::now() + pause);
             pause = (pause * 2).min(std::time::Duration::from_millis(250));
         }
     }
 
-    fn take_back(&mut self, why: String) -> MigrateError {
+    pub(super) fn take_back(&mut self, why: String) -> MigrateError {
         self.hold.take_back();
         MigrateError::TakenBack { why }
     }

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! stopped ─ what is missing, the state ─► loaded ─ run ─► pages, those asked for first ─► all sent, digests equal ─► farewell
-//!                                             │ connection lost before the guest is known to run:    │ after that:
-//!                                             └─► ask, as after a commit                             └─► lost
+//!                                             │ connection lost                       │
+//!                                             └─► ask: it has all its pages ──────────┴───────────────────► it runs there
+//!                                                    └─ it has not: as after a commit, but lost if the guest was known to run
 //! ```
 //!
 //! The source's memory does not change any more, so its digest, taken when all is sent, is that of the guest that stopped.
 
 use super::Outgoing;
-use super::commit::Ready;
+use super::commit::{Found, Ready};
 use super::connect::Address;
 use super::stop::{Stopped, sum};
 use crate::memory::SlotId;
@@ -32,7 +33,7 @@ pub(super) fn move_the_state<'m>(
     stopped: Stopped<'m>,
 ) -> Result<(Ready<'m>, PageQueue), MigrateError> {
     let Stopped { stage, moment, dirty, .. } = stopped;
-    let patience = out.parameters.switchover_timeout();
+    let patience = out.monitor.parameters().switchover_timeout();
     out.peer.limit_writes(Some(patience));
     out.peer.send(&Message::Stopped { at: moment.at, counter: moment.counter })?;
     for slot in SlotId::ALL {
@@ -85,22 +86,19 @@ pub(super) fn conclude(
     out.hold.give_away();
     let committed_at = HostTime::now();
     let mut serving = Serving { queue, resumed: None, loaded: None };
-    let verdict = match serving.run(&mut out) {
-        Ok(digests) => {
-            out.show_downtime(moment, ready, serving.resumed.as_ref());
-            let verdict = out.compare(digests, serving.loaded.unwrap_or_default());
-            out.show_digest(digests, serving.loaded.unwrap_or_default());
-            verdict
+    let digests = match serving.run(&mut out) {
+        Ok(digests) => Ok(digests),
+        Err(error) => {
+            serving.loaded = Some(out.find(&error, serving.resumed.is_some(), address, committed_at)?);
+            memory_digest(out.hold.vm.memory(), out.salt).map_err(MigrateError::from)
         }
-        // It has not said that the guest runs: what holds after a commit holds here, as memory here is still whole.
-        Err(error) if serving.resumed.is_none() => {
-            return Err(match out.resolve(error, address, committed_at) {
-                Ok(()) => lost("the connection was lost while its memory was on both sides".to_owned()),
-                Err(error) => error,
-            });
-        }
-        Err(error) => return Err(lost(error.to_string())),
     };
+    out.show_downtime(moment, ready, serving.resumed.as_ref());
+    let verdict = digests.and_then(|ours| {
+        let theirs = serving.loaded.unwrap_or_default();
+        out.show_digest(ours, theirs);
+        out.compare(ours, theirs)
+    });
     let planted = out.monitor.at(Boundary::SourceResumed);
     out.hold.vm.moved();
     let verdict = planted.map_err(MigrateError::from).and(verdict);
@@ -161,7 +159,8 @@ impl Serving<'_> {
         out.peer.send(&Message::Digest(Some(digests)))?;
         out.monitor.at(Boundary::SourceDigest)?;
         while self.loaded.is_none() || self.resumed.is_none() || !out.unacknowledged.is_empty() {
-            let message = out.peer.receive("said that it has every page", out.parameters.switchover_timeout())?;
+            let message =
+                out.peer.receive("said that it has every page", out.monitor.parameters().switchover_timeout())?;
             self.take(out, message)?;
         }
         Ok(digests)
@@ -219,6 +218,24 @@ impl Serving<'_> {
 }
 
 impl Outgoing<'_> {
+    /// The digests of a guest that runs at the destination with all its pages, which is asked for them after `error`.
+    fn find(
+        &mut self,
+        error: &MigrateError,
+        is_known_to_run: bool,
+        address: &Address,
+        committed_at: HostTime,
+    ) -> Result<SlotDigests, MigrateError> {
+        Err(match (self.inquire(error, address), is_known_to_run) {
+            (Found::Whole(digests), _) => return Ok(digests),
+            // It has not said that the guest runs: what holds after a commit holds here, as memory here is still whole.
+            (Found::Gone(why), false) => self.take_back(why),
+            (Found::Unknown(why), false) => MigrateError::InDoubt { committed_at, why },
+            (Found::Runs, _) => lost(error.to_string()),
+            (Found::Gone(why) | Found::Unknown(why), true) => lost(why),
+        })
+    }
+
     fn show_digest(&self, ours: SlotDigests, theirs: SlotDigests) {
         let report = DigestReport {
             mode: self.parameters.x_digest,

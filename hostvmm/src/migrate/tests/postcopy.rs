@@ -27,12 +27,21 @@ fn restless() -> TestVm {
 
 /// A monitor of a migration that nothing but post-copy can end, and that is told to go on so as its second pass begins.
 fn impatient(fault: Option<FaultPlan>) -> Arc<Monitor> {
+    impatient_until(fault, || true)
+}
+
+/// As [`impatient`]; once the guest is handed over, its pages wait until `begins`.
+fn impatient_until(fault: Option<FaultPlan>, begins: impl Fn() -> bool + Send + Sync + 'static) -> Arc<Monitor> {
     let monitor = Arc::new_cyclic(|weak: &Weak<Monitor>| {
         let weak = weak.clone();
-        Monitor::new().with_fault(fault).watched(move |change| {
-            if matches!(change, Change::Pass(1)) {
-                weak.upgrade().unwrap().start_postcopy().unwrap();
+        Monitor::new().with_fault(fault).watched(move |change| match change {
+            Change::Pass(1) => weak.upgrade().unwrap().start_postcopy().unwrap(),
+            Change::Pass(_) if weak.upgrade().unwrap().phase() == Phase::PostcopyActive => {
+                while !begins() {
+                    std::thread::yield_now();
+                }
             }
+            _ => {}
         })
     });
     monitor.set_parameters([("downtime-limit", &json!(0))]).unwrap();
@@ -60,7 +69,7 @@ fn a_guest_that_never_converges_runs_before_its_memory_is_there() {
         let ram = sent.ram.unwrap();
         assert!(ram.postcopy_bytes > 0, "{ram:?}");
         assert_eq!(ram.remaining, 0);
-        assert!(sent.downtime_split.unwrap().total_ns > 0);
+        assert!(sent.downtime.is_some());
     }
 }
 
@@ -118,6 +127,10 @@ fn whatever_fails_around_the_handover_no_two_guests_run() {
         } else {
             (impatient(None), Monitor::new().with_fault(fault))
         };
+        if boundary == Boundary::DestinationResumed {
+            // With `fail` it is not told, and asks after that time.
+            source.set_parameters([("x-switchover-timeout", &json!(500))]).unwrap();
+        }
         let (from, to) = (restless(), TestVm::empty().touching(250));
         let outcome = migrate(&from, &to, &source, &destination);
         let (sent, received) = (outcome.source.err(), outcome.destination.err());
@@ -130,7 +143,54 @@ fn whatever_fails_around_the_handover_no_two_guests_run() {
         if from.runs() {
             from.assert_healthy();
         }
+        if matches!(boundary, Boundary::SourceDigest | Boundary::SourceResumed) || boundary >= Boundary::DestinationTold
+        {
+            // Every page was there.
+            assert!(to.runs() && to.bytes() == from.bytes() && from.has_moved(), "{what}");
+        }
     }
+}
+
+/// Whether the destination has read that the guest is its own: who asks before is told that it is discarded.
+fn has_the_guest(destination: &Arc<Monitor>) -> impl Fn() -> bool + Send + Sync + 'static {
+    let destination = Arc::clone(destination);
+    move || !matches!(destination.phase(), Phase::Active | Phase::Device)
+}
+
+#[test]
+fn a_connection_that_is_lost_after_the_last_page_loses_nothing() {
+    if !is_possible() {
+        return;
+    }
+    for action in [Action::Cut, Action::Fail] {
+        let fault = FaultPlan { boundary: Boundary::SourceDigest, action };
+        let (from, to) = (restless(), TestVm::empty().touching(250));
+        let destination = Arc::new(Monitor::new());
+        let source = impatient_until(Some(fault), has_the_guest(&destination));
+        let outcome = migrate(&from, &to, &source, &destination);
+        // By asking.
+        let sent = outcome.source.unwrap();
+        assert_eq!((sent.status, destination.phase()), (Phase::Completed, Phase::Completed), "{action}");
+        let digest = sent.digest.unwrap();
+        assert!(digest.equal && digest.source != 0, "{action}: it is compared all the same");
+        assert_exactly_one(&from, &to, &from.bytes());
+        outcome.destination.unwrap();
+    }
+}
+
+#[test]
+fn a_page_that_the_log_forgets_is_found_by_asking_as_well() {
+    if !is_possible() {
+        return;
+    }
+    let fault = FaultPlan { boundary: Boundary::SourceDigest, action: Action::Cut };
+    let (from, to) = (restless().forgetting(77), TestVm::empty());
+    let destination = Arc::new(Monitor::new());
+    let source = impatient_until(Some(fault), has_the_guest(&destination));
+    let error = migrate(&from, &to, &source, &destination).source.unwrap_err();
+    assert!(matches!(error, MigrateError::MemoryDigest { .. }), "{error}");
+    assert!(to.runs() && !from.runs() && from.has_moved());
+    assert_eq!(source.phase(), Phase::Completed);
 }
 
 #[test]

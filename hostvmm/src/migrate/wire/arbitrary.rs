@@ -126,7 +126,13 @@ pub(super) fn from_source() -> impl Strategy<Value = Message> {
 /// Any message from the destination.
 pub(super) fn from_destination() -> impl Strategy<Value = Message> {
     let field = (1_u16..=16).prop_map(|raw| Field::from_raw(raw).expect("there are sixteen"));
-    let state = prop_oneof![Just(GuestState::Running), Just(GuestState::Discarded), Just(GuestState::Waiting)];
+    let state = prop_oneof![
+        Just(GuestState::Running),
+        Just(GuestState::Discarded),
+        Just(GuestState::Waiting),
+        any::<[u64; 2]>().prop_map(|digests| GuestState::Whole { digests }),
+        Just(GuestState::Lost),
+    ];
     prop_oneof![
         features().prop_map(|features| Message::Accept { features }),
         (field, texts(), texts()).prop_map(|(field, source_has, destination_has)| Message::Refuse(Mismatch {

@@ -157,7 +157,11 @@ fn endings() {
     golden(&Message::Farewell { fault: Some(Text::new("bad")) }, 12, b"\x01\x03\0bad");
     golden(&Message::Query, 13, b"");
     golden(&Message::Failure { text: Text::new("disk") }, 0x8007, b"\x04\0disk");
-    for (state, raw) in [(GuestState::Running, 1), (GuestState::Discarded, 2), (GuestState::Waiting, 3)] {
+    let short = [(GuestState::Running, 1), (GuestState::Discarded, 2), (GuestState::Waiting, 3), (GuestState::Lost, 5)];
+    for (state, raw) in short {
         golden(&Message::Answer(state), 0x8008, &[raw, 0, 0, 0]);
     }
+    let whole = GuestState::Whole { digests: [0x0807_0605_0403_0201, 9] };
+    let bytes = [4, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 0, 0, 0, 0, 0, 0];
+    golden(&Message::Answer(whole), 0x8008, &bytes);
 }

@@ -276,6 +276,13 @@ pub enum GuestState {
     Discarded,
     /// Nothing is decided.
     Waiting,
+    /// It runs here with all the pages that post-copy owed it.
+    Whole {
+        /// Of its memory as it came, by slot.
+        digests: [u64; SlotId::COUNT],
+    },
+    /// It ran here without all of its pages, and has been stopped for good.
+    Lost,
 }
 
 /// A frame's meaning.
@@ -446,11 +453,19 @@ impl Message {
                 fields.zeroes(7);
                 fields.u64(*page);
             }
-            Self::Answer(state) => fields.u32(match state {
-                GuestState::Running => 1,
-                GuestState::Discarded => 2,
-                GuestState::Waiting => 3,
-            }),
+            Self::Answer(state) => {
+                fields.u32(match state {
+                    GuestState::Running => 1,
+                    GuestState::Discarded => 2,
+                    GuestState::Waiting => 3,
+                    GuestState::Whole { .. } => 4,
+                    GuestState::Lost => 5,
+                });
+                if let GuestState::Whole { digests } = state {
+                    fields.zeroes(4);
+                    digests.iter().for_each(|digest| fields.u64(*digest));
+                }
+            }
             Self::Colo(message) => message.encode(&mut fields),
         }
     }
@@ -517,6 +532,11 @@ impl Message {
                 1 => GuestState::Running,
                 2 => GuestState::Discarded,
                 3 => GuestState::Waiting,
+                4 => {
+                    fields.zeroes(4)?;
+                    GuestState::Whole { digests: [fields.u64()?, fields.u64()?] }
+                }
+                5 => GuestState::Lost,
                 other => return Err(fields.refused("state", other.into())),
             }),
             _ => match ColoMessage::decode(tag, what, &mut fields)? {
