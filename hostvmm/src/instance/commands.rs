@@ -124,7 +124,9 @@ impl Remote {
         self.0.monitor.set_capabilities(named).map_err(|error| match error {
             ParameterError::Unknown { name } => unknown_capability(&name),
             ParameterError::Busy { .. } => CommandError::generic("There's a migration process in progress"),
-            error @ ParameterError::Invalid { .. } => CommandError::generic(error.to_string()),
+            error @ (ParameterError::Invalid { .. } | ParameterError::Host { .. }) => {
+                CommandError::generic(error.to_string())
+            }
         })?;
         self.0.migration_events.store(self.0.monitor.capabilities().events, Ordering::SeqCst);
         done()

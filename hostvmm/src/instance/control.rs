@@ -9,6 +9,8 @@
 //!   inmigrate ── arrive ──▶ running or paused
 //! ```
 //!
+//! A guest that was saved to a file is *postmigrate* as well, but *kept*: `cont` lets it run on.
+//!
 //! `stop` and `cont` are wishes where the guest is on its way: they decide how it goes on. *undecided* is a guest that the
 //! source has committed to a destination of which nothing is heard: nobody but the operator may let it run.
 
@@ -35,13 +37,15 @@ pub(super) struct RunControl {
     /// Whether the guest is to run when it may.
     wanted: bool,
     undecided: bool,
+    /// Whether a guest that has moved is here as well.
+    kept: bool,
 }
 
 impl RunControl {
     /// A guest at its first instruction, or one that is waited for.
     pub(super) fn new(incoming: bool, wanted: bool) -> Self {
         let state = if incoming { RunState::Inmigrate } else { RunState::Prelaunch };
-        Self { state, wanted, undecided: false }
+        Self { state, wanted, undecided: false, kept: false }
     }
 
     /// The state.
@@ -82,14 +86,17 @@ impl RunControl {
                 self.wanted = true;
                 Ok(Order::Nothing)
             }
-            RunState::Prelaunch | RunState::Paused => {
-                *self = Self { state: RunState::Running, wanted: true, undecided: false };
-                Ok(Order::Run)
-            }
+            RunState::Prelaunch | RunState::Paused => Ok(self.run()),
+            RunState::Postmigrate if self.kept => Ok(self.run()),
             RunState::FinishMigrate => Err("Migration is not finalized yet"),
             RunState::Postmigrate => Err("The guest has moved away and runs at the migration's destination"),
             RunState::Shutdown | RunState::InternalError => Err("Resetting the Virtual Machine is required"),
         }
+    }
+
+    fn run(&mut self) -> Order {
+        *self = Self { state: RunState::Running, wanted: true, undecided: false, kept: false };
+        Order::Run
     }
 
     /// A migration stops the guest for its last pass.
@@ -119,10 +126,20 @@ impl RunControl {
         self.state = RunState::Postmigrate;
     }
 
+    /// The guest is in a file, and here as well.
+    pub(super) fn saved(&mut self) {
+        (self.state, self.kept) = (RunState::Postmigrate, true);
+    }
+
+    /// Whether the guest is in a file, and has not run on here since.
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept
+    }
+
     /// A migration has ended and neither gave the guest back nor knows it elsewhere.
     pub(super) fn forsake(&mut self) {
         if self.state == RunState::FinishMigrate {
-            *self = Self { state: RunState::Paused, wanted: false, undecided: true };
+            *self = Self { state: RunState::Paused, wanted: false, undecided: true, kept: false };
         }
     }
 
@@ -182,6 +199,22 @@ mod tests {
         assert!(control.cont().is_err());
         control.forsake();
         assert_eq!(control.state(), RunState::Postmigrate);
+    }
+
+    #[test]
+    fn a_guest_that_was_saved_to_a_file_runs_on_when_it_is_told_to() {
+        let mut control = running();
+        control.pause();
+        control.saved();
+        control.forsake();
+        assert_eq!(
+            (control.state(), control.resume(), control.stop()),
+            (RunState::Postmigrate, Order::Nothing, Order::Nothing)
+        );
+        assert_eq!((control.cont(), control.state(), control.is_kept()), (Ok(Order::Run), RunState::Running, false));
+        control.pause();
+        control.moved();
+        assert!(control.cont().is_err(), "one that then has moved does not");
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod sections;
 mod verify;
 mod vm;
 
+use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,6 +43,7 @@ use crate::control::{Address, Events, Server, ServerError};
 use crate::dirty::DirtyLogKind;
 use crate::machine::state::CounterState;
 use crate::machine::{BuildError, Image, LoadError, Machine};
+use crate::migrate::file::is_loaded;
 use crate::migrate::transport::{TransportError, Uri};
 use crate::migrate::{Change, FaultPlan, Monitor, Parameters, Phase};
 use crate::pass::GuestError;
@@ -215,6 +217,8 @@ pub struct Instance {
     events: Events,
     /// What a guest brought along, between its arrival and its first instruction.
     luggage: Mutex<Option<Luggage>>,
+    /// The file that the guest was last saved to.
+    saved: Mutex<Option<File>>,
     /// How far each vCPU was as its state was last saved.
     leaves_at: Mutex<Vec<Steps>>,
     /// What the guest's counter showed as it was stopped to move away.
@@ -255,6 +259,7 @@ impl Instance {
             control: Mutex::new(RunControl::new(options.incoming.is_some(), !options.paused)),
             agenda: Mutex::default(),
             attended: Condvar::new(),
+            saved: Mutex::default(),
             leaves_at: Mutex::default(),
             stopped_with: Mutex::default(),
             log,
@@ -386,12 +391,21 @@ impl Instance {
     fn cont(&self) -> Result<(), &'static str> {
         let order = {
             let mut control = self.control();
+            if control.is_kept() && self.is_loaded_elsewhere() {
+                return Err("The guest has been loaded from the file that it was saved to, and runs there");
+            }
             let order = control.cont()?;
             self.obey(order);
             order
         };
         self.announce(order);
         Ok(())
+    }
+
+    /// Whether another process has loaded the guest that was saved last.
+    fn is_loaded_elsewhere(&self) -> bool {
+        // A lock that cannot be asked for tells nothing, and the operator has said what is wanted.
+        lock(&self.saved).as_ref().is_some_and(|file| is_loaded(file).unwrap_or(false))
     }
 
     /// Called with the run state locked, so that orders are obeyed in the order in which they are given.

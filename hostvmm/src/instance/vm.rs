@@ -1,6 +1,7 @@
 //! The instance as a migration sees it: a guest that moves away ([`SourceVm`]), a machine that waits for one
 //! ([`DestinationVm`]), and the threads that drive both.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -212,6 +213,11 @@ impl SourceVm for Instance {
 
     fn moved(&self) {
         self.control().moved();
+    }
+
+    fn saved(&self, file: File) {
+        *lock(&self.saved) = Some(file);
+        self.control().saved();
     }
 }
 

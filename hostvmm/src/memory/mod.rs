@@ -92,6 +92,12 @@ pub enum MemoryError {
         /// What it is.
         kind: &'static str,
     },
+    /// The file that is to back the region is the memory of another VM.
+    #[error("the share file {path} is the memory of a VM that runs; give each VM a file of its own, the two sides of a migration as well", path = path.display())]
+    ShareInUse {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file that is to back the region has another size than the region.
     #[error("the share file {path} has {found_bytes} bytes but the region has {expected_bytes}; run `truncate -s {expected_bytes} {path}` or change --region-size", path = path.display())]
     ShareSize {

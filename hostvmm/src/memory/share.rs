@@ -1,6 +1,6 @@
 //! The regular file that backs the region (`--share FILE`), checked before it is mapped and then cleared.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -54,13 +54,24 @@ impl ShareFile {
         self.len_bytes == 0
     }
 
-    /// Checks the size, makes every byte zero and returns the file.
+    /// Checks the size and that it is no other VM's memory, makes every byte zero and returns the file, locked (flock(2)) until
+    /// its last descriptor is closed. A destination that names its source's file would clear the guest that is to come.
     ///
     /// # Errors
-    /// [`MemoryError::ShareSize`] where the size is another, [`MemoryError::Share`] where clearing fails.
+    /// [`MemoryError::ShareSize`] where the size is another, [`MemoryError::ShareInUse`], [`MemoryError::Share`] where clearing
+    /// fails.
     pub(super) fn cleared(self, expected_bytes: u64) -> Result<File, MemoryError> {
         if self.len_bytes != expected_bytes {
             return Err(MemoryError::ShareSize { path: self.path, found_bytes: self.len_bytes, expected_bytes });
+        }
+        match self.file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(MemoryError::ShareInUse { path: self.path }),
+            // A file system without locks.
+            Err(TryLockError::Error(error)) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+            Err(TryLockError::Error(source)) => {
+                return Err(MemoryError::Share { what: "lock", path: self.path, source });
+            }
         }
         match clear(&self.file, expected_bytes) {
             Ok(()) => Ok(self.file),
@@ -137,6 +148,19 @@ mod tests {
             assert_eq!(bytes.len(), 3 << 20);
             assert!(bytes.iter().all(|byte| *byte == 0));
         }
+    }
+
+    #[test]
+    fn the_memory_of_one_vm_is_not_cleared_for_another() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let used = ShareFile::open(file.path()).unwrap().cleared(4096).unwrap();
+        std::fs::write(file.path(), [7; 4096]).unwrap();
+        let error = ShareFile::open(file.path()).unwrap().cleared(4096).unwrap_err();
+        assert!(matches!(error, MemoryError::ShareInUse { .. }), "{error}");
+        assert_eq!(std::fs::read(file.path()).unwrap(), [7; 4096]);
+        drop(used);
+        ShareFile::open(file.path()).unwrap().cleared(4096).unwrap();
     }
 
     #[test]

@@ -52,6 +52,9 @@ pub struct MigrationInfo {
     /// How memory was compared.
     #[serde(rename = "x-digest", skip_serializing_if = "Option::is_none")]
     pub digest: Option<DigestReport>,
+    /// Milliseconds since the peer has last sent or taken anything, while the migration is under way.
+    #[serde(rename = "x-silent", skip_serializing_if = "Option::is_none")]
+    pub silent: Option<u64>,
     /// The peer's clock.
     #[serde(rename = "x-clock", skip_serializing_if = "Option::is_none")]
     pub clock: Option<ClockOffset>,

@@ -5,7 +5,8 @@
 //! pass. The migration itself writes to it through the `pub(super)` half, its moves through [`super::phase::Stage`].
 
 use std::fmt;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::fs::File;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -14,7 +15,7 @@ use super::faults::{Boundary, FaultPlan, Planted};
 use super::info::MigrationInfo;
 use super::parameters::{Capabilities, ParameterError, Parameters};
 use super::phase::{Cancelled, Phase, Setup, Stage};
-use super::transport::CancelToken;
+use super::transport::{CancelToken, Handle, Pacer};
 
 /// How long a migration that is cancelled has to say goodbye to its peer before its connections are cut.
 const GOODBYE: Duration = Duration::from_millis(200);
@@ -82,6 +83,12 @@ struct State {
     wakes: Vec<Hook>,
     /// Shut a channel of the migration down: for planted faults.
     cuts: Vec<Hook>,
+    /// Holds the migration to its bandwidth.
+    pacer: Option<Arc<Pacer>>,
+    /// Of its channels.
+    channels: Vec<Handle>,
+    /// What is held on to for as long as the guest is here.
+    held: Option<File>,
 }
 
 impl fmt::Debug for Monitor {
@@ -127,6 +134,7 @@ impl Monitor {
         let mut info = state.info.clone();
         if let (Some(begun), true) = (state.begun, info.status.is_running()) {
             info.total_time = Some(millis(begun.elapsed()));
+            info.silent = state.channels.iter().map(Handle::silence).min().map(millis);
         }
         info
     }
@@ -136,10 +144,11 @@ impl Monitor {
         self.lock().parameters.clone()
     }
 
-    /// Sets the parameters named, all or none.
+    /// Sets the parameters named, all or none. A bandwidth is held from now on, also by a migration that is under way.
     ///
     /// # Errors
-    /// [`ParameterError::Busy`] for one that is fixed while a migration is under way; else as [`Parameters::set`].
+    /// [`ParameterError::Busy`] for one that is fixed while a migration is under way; [`ParameterError::Host`]; else as
+    /// [`Parameters::set`].
     pub fn set_parameters<'a>(
         &self,
         values: impl IntoIterator<Item = (&'a str, &'a Value)>,
@@ -151,6 +160,12 @@ impl Monitor {
                 return Err(ParameterError::Busy { name: name.to_owned() });
             }
             parameters.set(name, value)?;
+        }
+        if let Some(pacer) = &state.pacer
+            && parameters.max_bandwidth != state.parameters.max_bandwidth
+        {
+            let failed = |error: std::io::Error| ParameterError::Host { reason: error.kind() };
+            pacer.set_rate(parameters.max_bandwidth).map_err(failed)?;
         }
         state.parameters = parameters;
         Ok(())
@@ -251,6 +266,8 @@ impl Monitor {
             state.postcopy_wanted = false;
             state.wakes.clear();
             state.cuts.clear();
+            state.channels.clear();
+            state.pacer = None;
             state.cancel = Some(cancel.clone());
         }
         self.tell(Change::Phase(Phase::Setup));
@@ -289,6 +306,8 @@ impl Monitor {
             state.info.status = phase;
             state.wakes.clear();
             state.cuts.clear();
+            state.channels.clear();
+            state.pacer = None;
             state.cancel = None;
             phase
         };
@@ -320,9 +339,30 @@ impl Monitor {
         state.wakes.push(Box::new(wake));
     }
 
-    /// `cut` shuts down a channel. It must not call the monitor.
-    pub(super) fn add_cut(&self, cut: impl Fn() + Send + Sync + 'static) {
-        self.lock().cuts.push(Box::new(cut));
+    /// The migration has this channel: it is shut down where a fault says so, and its silence is shown.
+    pub(super) fn add_channel(&self, handle: Handle) {
+        let mut state = self.lock();
+        state.cuts.push(Box::new({
+            let handle = handle.clone();
+            move || handle.shutdown()
+        }));
+        state.channels.push(handle);
+    }
+
+    /// What holds the migration to `max-bandwidth`, now and as it is changed.
+    ///
+    /// # Errors
+    /// Where the process has no descriptor left.
+    pub(super) fn pacer(&self) -> std::io::Result<Arc<Pacer>> {
+        let mut state = self.lock();
+        let pacer = Arc::new(Pacer::new(state.parameters.max_bandwidth)?);
+        state.pacer = Some(Arc::clone(&pacer));
+        Ok(pacer)
+    }
+
+    /// Keeps `file`, and with it the lock on it, for as long as the machine lives.
+    pub(super) fn hold(&self, file: File) {
+        self.lock().held = Some(file);
     }
 
     /// Shuts down every channel of the migration.

@@ -50,6 +50,9 @@ pub struct Parameters {
     pub x_counter: CounterPolicy,
     /// Milliseconds after which a peer that owes an answer to a stopped guest is taken for gone, 1 to 3600000; 30000.
     pub x_switchover_timeout: u64,
+    /// Milliseconds for which a destination may take nothing, or acknowledge nothing, while the guest runs on at the source, 1 to
+    /// 86400000; 60000. Then the migration fails.
+    pub x_silence_timeout: u64,
 }
 
 impl Default for Parameters {
@@ -70,6 +73,7 @@ impl Default for Parameters {
             x_digest: DigestMode::Full,
             x_counter: CounterPolicy::RunsOn,
             x_switchover_timeout: 30_000,
+            x_silence_timeout: 60_000,
         }
     }
 }
@@ -90,6 +94,12 @@ pub enum ParameterError {
         name: String,
         /// What it takes.
         expected: String,
+    },
+    /// The process has no descriptor left.
+    #[error("cannot change the migration's bandwidth: {reason}")]
+    Host {
+        /// As the host says.
+        reason: std::io::ErrorKind,
     },
     /// It cannot be changed now.
     #[error("Parameter '{name}' cannot be changed during a migration")]
@@ -128,6 +138,7 @@ impl Parameters {
             "x-digest" => self.x_digest = choice(&name, value)?,
             "x-counter" => self.x_counter = choice(&name, value)?,
             "x-switchover-timeout" => self.x_switchover_timeout = integer(&name, value, 1..=3_600_000)?,
+            "x-silence-timeout" => self.x_silence_timeout = integer(&name, value, 1..=86_400_000)?,
             _ => return Err(ParameterError::Unknown { name }),
         }
         Ok(())
@@ -137,7 +148,10 @@ impl Parameters {
     pub fn is_live(name: &str) -> bool {
         let name = name.replace('_', "-");
         name.contains("throttle")
-            || matches!(name.as_str(), "downtime-limit" | "max-bandwidth" | "x-switchover-timeout")
+            || matches!(
+                name.as_str(),
+                "downtime-limit" | "max-bandwidth" | "x-silence-timeout" | "x-switchover-timeout"
+            )
     }
 
     /// [`Self::downtime_limit`].
@@ -148,6 +162,11 @@ impl Parameters {
     /// [`Self::x_switchover_timeout`].
     pub const fn switchover_timeout(&self) -> Duration {
         Duration::from_millis(self.x_switchover_timeout)
+    }
+
+    /// [`Self::x_silence_timeout`].
+    pub const fn silence_timeout(&self) -> Duration {
+        Duration::from_millis(self.x_silence_timeout)
     }
 }
 

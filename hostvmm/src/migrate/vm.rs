@@ -4,6 +4,7 @@
 //! of is a matter between the two machines, which it carries as [`Section`]s. Tests implement both over memory and a loop.
 
 use std::error::Error;
+use std::fs::File;
 
 use serde::Serialize;
 
@@ -97,6 +98,9 @@ pub trait SourceVm: Send + Sync {
 
     /// The guest is elsewhere now, and is never to run here again.
     fn moved(&self);
+
+    /// The guest is in `file`, from which nobody has loaded it yet. It stands still here, and may run on by the operator's will.
+    fn saved(&self, file: File);
 }
 
 /// A machine that waits for a guest.

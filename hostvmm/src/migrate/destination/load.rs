@@ -49,6 +49,8 @@ pub(super) fn run(
     let resumed = vm.run(file.offer().counter, file.stopped(), clock)?;
     let downtime = resumed.at.since(clock.to_ours(file.stopped().at));
     monitor.show(|info| info.downtime = Some(u64::try_from(downtime.as_millis()).unwrap_or(u64::MAX)));
+    // The lock tells whoever has saved it that it runs here.
+    monitor.hold(file.into_file());
     stage.complete();
     Ok(monitor.info())
 }

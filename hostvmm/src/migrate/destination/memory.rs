@@ -47,8 +47,7 @@ pub(super) fn receive<'m>(
     let channels = door.page_channels(terms.page_channels)?;
     let handles: Vec<Handle> = channels.iter().map(|channel| channel.handle()).collect();
     for handle in &handles {
-        let handle = handle.clone();
-        incoming.monitor.add_cut(move || handle.shutdown());
+        incoming.monitor.add_channel(handle.clone());
     }
     let (arrived, turnstile) = (Arrived::default(), Turnstile::default());
     let (memory, monitor, main) = (incoming.vm.memory(), incoming.monitor, incoming.handle.clone());

@@ -193,10 +193,7 @@ impl<'a> Incoming<'a> {
         let channel = door.main_channel()?;
         monitor.restart_clock();
         let handle = channel.handle();
-        monitor.add_cut({
-            let handle = handle.clone();
-            move || handle.shutdown()
-        });
+        monitor.add_channel(handle.clone());
         let (reader, writer) = channel.split();
         Ok(Self {
             vm,

@@ -52,8 +52,8 @@ pub enum FileError {
         /// Its path.
         path: PathBuf,
     },
-    /// Another process writes it.
-    #[error("another process is saving a guest to {path}", path = path.display())]
+    /// Another process writes it, or runs a guest that it has loaded from it.
+    #[error("another process is saving a guest to {path}, or runs one that it has loaded from there", path = path.display())]
     Busy {
         /// The file.
         path: PathBuf,
@@ -145,5 +145,26 @@ fn lock(file: &File, path: &Path) -> Result<(), FileError> {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => Err(FileError::Busy { path: path.to_owned() }),
         Err(TryLockError::Error(source)) => Err(failed("lock", path)(source)),
+    }
+}
+
+/// Holds `file` against writers until it is closed, along with other readers.
+fn lock_shared(file: &File, path: &Path) -> Result<(), FileError> {
+    match file.try_lock_shared() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(FileError::Busy { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(failed("lock", path)(source)),
+    }
+}
+
+/// Whether a process of this host has loaded a guest from `file`, which this one has saved, and still lives.
+///
+/// # Errors
+/// What flock(2) says.
+pub fn is_loaded(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => file.unlock().map(|()| false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(source)) => Err(source),
     }
 }

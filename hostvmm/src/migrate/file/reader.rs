@@ -11,7 +11,7 @@ use workload::digest::node;
 
 use super::layout::{BLOCK, Clock, Head, Layout, OFFER_AT, OFFER_MAX, SEAL_AT, Seal, Wrong};
 use super::writer::this_clock;
-use super::{FileError, STATE_MAX_BYTES, failed};
+use super::{FileError, STATE_MAX_BYTES, failed, lock_shared};
 use crate::memory::{GuestMemory, SlotId};
 use crate::migrate::clock::ClockOffset;
 use crate::migrate::digest::{END_TO_END, PAGE, ZERO, leaf_of};
@@ -60,6 +60,7 @@ impl FileReader {
         if !found.is_file() {
             return Err(FileError::NotAFile { path: path.to_owned() });
         }
+        lock_shared(&file, path)?;
         let len_bytes = found.len().saturating_sub(offset);
         let no_guest = || FileError::NoGuest { path: path.to_owned(), offset };
         let damaged = |part| move || FileError::Damaged { path: path.to_owned(), part };
@@ -105,6 +106,12 @@ impl FileReader {
         let (stopped, sections) = frames.state(&state, seal.digests())?;
         let (digests, clock) = (seal.digests(), seal.clock());
         Ok(Self { file, path: path.to_owned(), offset, layout, offer: *offer, stopped, sections, digests, clock })
+    }
+
+    /// The file with this reader's lock on it. Whoever runs the guest keeps it: so a process that has saved the guest and is told to
+    /// run it on can tell that it runs elsewhere ([`super::is_loaded`]).
+    pub fn into_file(self) -> File {
+        self.file
     }
 
     /// The guest, and how it was saved.

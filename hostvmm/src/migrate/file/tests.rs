@@ -177,9 +177,13 @@ fn a_save_that_is_not_finished_leaves_no_guest() {
     let path = directory.path().join("guest");
     let mut writer = FileWriter::create(&path, 0, &offer()).unwrap();
     writer.write(SlotId::Region, 0, &[1; PAGE]).unwrap();
-    // As a killed process would leave it.
     let partial = partial_path(&path);
-    assert!(matches!(FileReader::open(&partial, 0), Err(FileError::Unfinished { .. })));
+    assert!(matches!(FileReader::open(&partial, 0), Err(FileError::Busy { .. })), "it is being saved");
+    // As a killed process would leave it.
+    let left = directory.path().join("left");
+    fs::copy(&partial, &left).unwrap();
+    assert!(matches!(FileReader::open(&left, 0), Err(FileError::Unfinished { .. })));
+    fs::remove_file(left).unwrap();
     assert!(matches!(FileWriter::create(&path, 0, &offer()), Err(FileError::Busy { .. })));
     drop(writer);
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);

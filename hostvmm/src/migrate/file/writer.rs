@@ -124,7 +124,7 @@ impl FileWriter {
     }
 
     /// Ends the save: state, then, when all is on the disk, the seal, and the file's own name. `digests` are those of all memory,
-    /// end to end with the offer's salt. Returns the bytes that the guest takes in the file, holes too.
+    /// end to end with the offer's salt. Returns the file, unlocked.
     ///
     /// # Errors
     /// [`FileError`]; then the file is not whole and says so.
@@ -133,7 +133,7 @@ impl FileWriter {
         stopped: Moment,
         sections: &[Section],
         digests: [u64; SlotId::COUNT],
-    ) -> Result<u64, FileError> {
+    ) -> Result<File, FileError> {
         let mut state = Vec::new();
         let mut add = |message: &Message| self.frames.encode(message, 0, &mut state);
         add(&Message::Stopped { at: stopped.at, counter: stopped.counter });
@@ -147,8 +147,11 @@ impl FileWriter {
         self.target.file.sync_all().map_err(self.failed("flush"))?;
         self.put(SEAL_AT, &block(&Seal::new(&self.head, &state, digests, this_clock())))?;
         self.target.file.sync_all().map_err(self.failed("flush"))?;
+        let file = self.target.file.try_clone().map_err(self.failed("keep"))?;
         self.target.name()?;
-        Ok(self.layout.state + found_bytes)
+        // The lock is of the open file, not of one descriptor of it: readers may come now.
+        file.unlock().map_err(self.failed("unlock"))?;
+        Ok(file)
     }
 
     /// Writes through another descriptor from now on.

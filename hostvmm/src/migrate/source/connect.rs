@@ -124,10 +124,7 @@ impl Peer {
         let (channel, clock) = address.open(Role::Main, cancel)?;
         let round_trip = asked.elapsed();
         let handle = channel.handle();
-        monitor.add_cut({
-            let handle = handle.clone();
-            move || handle.shutdown()
-        });
+        monitor.add_channel(handle.clone());
         let (reader, writer) = channel.split();
         let (sender, events) = sync_channel(QUEUE);
         monitor.add_wake({
@@ -167,7 +164,7 @@ impl Peer {
             let (channel, _) = address.open(Role::Pages(index), cancel)?;
             let handle = channel.handle();
             self.handles.0.push(handle.clone());
-            monitor.add_cut(move || handle.shutdown());
+            monitor.add_channel(handle);
             self.page_writers.push(FrameWriter::new(channel.split().1));
         }
         Ok(self.order.agreement().expect("the destination has accepted"))

@@ -49,7 +49,7 @@ use crate::memory::SlotId;
 pub fn send(vm: &dyn SourceVm, uri: &Uri, monitor: &Monitor) -> Result<MigrationInfo, MigrateError> {
     let (stage, cancel) = monitor.begin()?;
     let result = match uri {
-        Uri::File { path, offset } => save::run(vm, path, *offset, stage),
+        Uri::File { path, offset } => save::run(vm, path, *offset, stage, &cancel),
         _ => migrate(vm, uri, stage, &cancel),
     };
     match result {
@@ -110,7 +110,7 @@ struct Outgoing<'a> {
     /// Digests of the passes that the destination has not acknowledged.
     unacknowledged: std::collections::VecDeque<[u64; SlotId::COUNT]>,
     acknowledged: u64,
-    pacer: Pacer,
+    pacer: Arc<Pacer>,
     observed: Observed,
     converge: AutoConverge,
     /// Bytes of memory that the last pass moved.
@@ -191,7 +191,7 @@ impl<'a> Outgoing<'a> {
             leaves: Leaves::new(vm.memory(), salt),
             packers,
             cache,
-            pacer: Pacer::new(parameters.max_bandwidth).map_err(host("pace the migration"))?,
+            pacer: monitor.pacer().map_err(host("pace the migration"))?,
             observed: Observed { overhead: overhead(peer.round_trip), ..Observed::default() },
             parameters,
             peer,

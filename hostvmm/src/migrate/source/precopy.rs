@@ -49,6 +49,8 @@ pub(super) fn run<'m>(out: &mut Outgoing<'_>, mut stage: Stage<'m, Active>) -> R
         let pays = remaining < std::mem::replace(&mut least, remaining) && out.observed.pays(remaining as f64);
         let may_wait = out.observed.is_felt(remaining as f64) && beyond <= started.elapsed() / PATIENCE;
         if wants_postcopy || (could_stop && !pays && !may_wait) {
+            // A destination that is not heard of gets no guest to stand still for, and what is on its way would be waited for.
+            out.wait_for_every_pass()?;
             match stop::attempt(out, stage, &mut dirty, (!wants_postcopy).then_some(limit))? {
                 Attempt::Stopped(stage, moment) => return Ok(Stopped { stage, moment, dirty, wants_postcopy }),
                 Attempt::TooMuch(active) => (stage, could_stop) = (active, false),

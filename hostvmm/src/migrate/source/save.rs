@@ -1,7 +1,9 @@
 //! A migration to a file: pages go to their places while the guest runs, those that are written again are written again,
-//! and once little enough is left the guest stops for good. It is in the file then, and does not run here any more.
+//! and once little enough is left the guest stops. It is in the file then, and is here as well: it runs on here only if the
+//! operator says so.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::hold::{Hold, Pages, bytes};
@@ -17,6 +19,7 @@ use crate::migrate::info::{DigestReport, DowntimeSplit, RamInfo};
 use crate::migrate::monitor::Monitor;
 use crate::migrate::parameters::DigestMode;
 use crate::migrate::phase::{Setup, Stage};
+use crate::migrate::transport::{CancelToken, Pacer};
 use crate::migrate::vm::SourceVm;
 use crate::migrate::wire::{Features, Offer, Session};
 
@@ -24,7 +27,13 @@ use crate::migrate::wire::{Features, Offer, Session};
 const MOST_PASSES: u64 = 8;
 
 /// Saves the guest of `vm` at `offset` of `path`.
-pub(super) fn run(vm: &dyn SourceVm, path: &Path, offset: u64, stage: Stage<'_, Setup>) -> Result<(), MigrateError> {
+pub(super) fn run(
+    vm: &dyn SourceVm,
+    path: &Path,
+    offset: u64,
+    stage: Stage<'_, Setup>,
+    cancel: &CancelToken,
+) -> Result<(), MigrateError> {
     let monitor = stage.monitor();
     monitor.at(Boundary::SourceSetup)?;
     let parameters = monitor.parameters();
@@ -43,7 +52,9 @@ pub(super) fn run(vm: &dyn SourceVm, path: &Path, offset: u64, stage: Stage<'_, 
     let total = vm.memory().slots().iter().map(|slot| slot.range().len_bytes()).sum();
     let page_size = vm.log_page_bytes();
     monitor.show(|info| info.ram = Some(RamInfo { total, remaining: total, page_size, ..RamInfo::default() }));
-    let mut saving = Saving { hold: Hold::new(vm, monitor), monitor, file, observed: Observed::default(), pass: 0 };
+    let pacer = monitor.pacer().map_err(|source| MigrateError::Host { what: "pace the migration", source })?;
+    let hold = Hold::new(vm, monitor);
+    let mut saving = Saving { hold, pacer, cancel, monitor, file, observed: Observed::default(), pass: 0 };
     let stage = stage.activate()?;
     saving.hold.start_log()?;
     monitor.at(Boundary::SourceAccepted)?;
@@ -66,9 +77,9 @@ pub(super) fn run(vm: &dyn SourceVm, path: &Path, offset: u64, stage: Stage<'_, 
     let Saving { mut hold, file, .. } = saving;
     // Once the file is sealed the guest is in it, and whatever fails later must not let it run here as well.
     let stage = stage.commit()?;
-    file.finish(moment, &sections, digests)?;
+    let file = file.finish(moment, &sections, digests)?;
     hold.give_away();
-    vm.moved();
+    vm.saved(file);
     hold.end();
     monitor.show(|info| {
         info.downtime_split = Some(DowntimeSplit {
@@ -93,6 +104,8 @@ pub(super) fn run(vm: &dyn SourceVm, path: &Path, offset: u64, stage: Stage<'_, 
 
 struct Saving<'a> {
     hold: Hold<'a>,
+    pacer: Arc<Pacer>,
+    cancel: &'a CancelToken,
     monitor: &'a Monitor,
     file: FileWriter,
     observed: Observed,
@@ -130,6 +143,9 @@ impl Saving<'_> {
                 let at = run.start * page_bytes;
                 buffer.resize(((run.end - run.start) * page_bytes) as usize, 0);
                 memory.copy_from_slot(slot, at, &mut buffer)?;
+                if !is_stopped {
+                    self.pacer.acquire(buffer.len() as u64, self.cancel).map_err(MigrateError::lost)?;
+                }
                 written += self.file.write(slot, at, &buffer)?;
             }
             if self.pass == 0 {

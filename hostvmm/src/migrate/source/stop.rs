@@ -72,7 +72,7 @@ pub(super) fn without_pages<'m>(out: &mut Outgoing<'_>, stage: Stage<'m, Active>
 pub(super) fn move_the_rest<'m>(out: &mut Outgoing<'_>, stopped: Stopped<'m>) -> Result<Ready<'m>, MigrateError> {
     let Stopped { stage, moment, dirty, .. } = stopped;
     // A destination that takes nothing must not keep a stopped guest waiting.
-    let patience = out.parameters.switchover_timeout();
+    let patience = out.monitor.parameters().switchover_timeout();
     out.peer.limit_writes(Some(patience));
     out.peer.send(&Message::Stopped { at: moment.at, counter: moment.counter })?;
     let has_pages = !out.features.has(Features::SHARED_MEMORY);

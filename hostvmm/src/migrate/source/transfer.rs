@@ -60,6 +60,9 @@ impl Outgoing<'_> {
         is_stopped: bool,
     ) -> Result<PassReport, MigrateError> {
         let start = Instant::now();
+        if !is_stopped {
+            self.peer.limit_writes(Some(self.monitor.parameters().silence_timeout()));
+        }
         let before = self.sent();
         let count: u64 = pages.iter().map(PageBitmap::count).sum();
         self.monitor.pass(self.pass.into());
@@ -109,6 +112,16 @@ impl Outgoing<'_> {
                 Err(MigrateError::Silent { .. }) => break,
                 Err(error) => return Err(error),
             }
+        }
+        Ok(())
+    }
+
+    /// Waits until the destination has acknowledged every pass.
+    pub(super) fn wait_for_every_pass(&mut self) -> Result<(), MigrateError> {
+        while !self.unacknowledged.is_empty() {
+            let patience = self.monitor.parameters().silence_timeout();
+            let message = self.peer.receive("acknowledged a pass", patience)?;
+            self.acknowledge(message)?;
         }
         Ok(())
     }

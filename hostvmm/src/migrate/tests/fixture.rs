@@ -1,6 +1,7 @@
 //! Two machines without a CPU: memory, a dirty log, and a guest whose writes the test decides.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::thread;
@@ -12,6 +13,7 @@ use abi::{Gpa, GuestRange, Tables, VaBits, map};
 use crate::backend::Accelerator;
 use crate::dirty::PageBitmap;
 use crate::memory::{GuestMemory, SlotId, host_page_bytes};
+use crate::migrate::file::is_loaded;
 use crate::migrate::transport::{Listener, Uri};
 use crate::migrate::wire::{Description, Section, SectionKind};
 use crate::migrate::{
@@ -45,6 +47,7 @@ struct State {
     registers: Vec<u8>,
     ran: u64,
     moved: bool,
+    saved: Option<File>,
     throttles: Vec<u8>,
     fails: Option<&'static str>,
     /// A page that the log forgets whenever it is written.
@@ -123,7 +126,13 @@ impl TestVm {
     }
 
     pub(super) fn has_moved(&self) -> bool {
-        self.state.lock().unwrap().moved
+        let state = self.state.lock().unwrap();
+        state.moved || state.saved.is_some()
+    }
+
+    /// Whether somebody has loaded the guest that was saved to a file.
+    pub(super) fn is_loaded_elsewhere(&self) -> bool {
+        is_loaded(self.state.lock().unwrap().saved.as_ref().expect("it was saved")).unwrap()
     }
 
     pub(super) fn throttles(&self) -> Vec<u8> {
@@ -306,6 +315,12 @@ impl SourceVm for TestVm {
         let mut state = self.state.lock().unwrap();
         assert!(!state.runs, "the guest runs on both sides");
         state.moved = true;
+    }
+
+    fn saved(&self, file: File) {
+        let mut state = self.state.lock().unwrap();
+        assert!(!state.runs, "it was saved while it ran");
+        state.saved = Some(file);
     }
 }
 

@@ -196,6 +196,100 @@ fn a_guest_that_nobody_can_say_anything_about_stays_paused() {
     assert_eq!(monitor.phase(), Phase::Failed);
 }
 
+/// Moves the guest of `vm` to a destination that accepts it and then does as `then` says with the connection.
+fn to_a_silent_destination(
+    vm: &TestVm,
+    monitor: &Monitor,
+    then: impl FnOnce(UnixStream, FrameDecoder) + Send,
+) -> MigrateError {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut hello = [0; HELLO_BYTES];
+            stream.read_exact(&mut hello).unwrap();
+            let hello = Hello::decode(&hello).unwrap();
+            let at = HostTime::now();
+            let welcome = Welcome { version: 1, session: hello.session, received_at: at, sent_at: at };
+            stream.write_all(&Reply::Welcome(welcome).encode()).unwrap();
+            let mut decoder = FrameDecoder::new();
+            let offer = read(&mut stream, &mut decoder).unwrap();
+            honest(&offer).iter().for_each(|answer| stream.write_all(&FrameEncoder::new().frame(answer)).unwrap());
+            then(stream, decoder);
+        });
+        send(vm, &Uri::Unix(path.clone()), monitor).unwrap_err()
+    })
+}
+
+/// Waits until the other side has hung up, and reads nothing meanwhile.
+fn take_nothing(stream: UnixStream, _: FrameDecoder) {
+    let mut polled = [rustix::event::PollFd::new(&stream, rustix::event::PollFlags::RDHUP)];
+    rustix::event::poll(&mut polled, None).unwrap();
+}
+
+#[test]
+fn a_destination_that_takes_nothing_is_given_up_while_the_guest_runs_on() {
+    // It could not be stopped, and is not.
+    let (vm, monitor) = (TestVm::with_guest().failing("pause"), Monitor::new());
+    monitor.set_parameters([("x-silence-timeout", &json!(30))]).unwrap();
+    let error = to_a_silent_destination(&vm, &monitor, take_nothing);
+    assert!(error.to_string().contains("took nothing"), "{error}");
+    assert_eq!(monitor.phase(), Phase::Failed);
+    assert_stays(&vm);
+}
+
+#[test]
+fn a_destination_that_acknowledges_nothing_gets_no_guest_to_stand_still_for() {
+    let (vm, monitor) = (TestVm::with_guest().failing("pause"), Monitor::new());
+    monitor.set_parameters([("x-silence-timeout", &json!(30))]).unwrap();
+    let error = to_a_silent_destination(
+        &vm,
+        &monitor,
+        |mut stream, mut decoder| {
+            while read(&mut stream, &mut decoder).is_some() {}
+        },
+    );
+    assert!(matches!(error, MigrateError::Silent { what: "acknowledged a pass", .. }), "{error}");
+    assert_stays(&vm);
+}
+
+#[test]
+fn a_migration_to_a_destination_that_takes_nothing_shows_it_and_is_cancelled_at_once() {
+    let (vm, monitor) = (TestVm::with_guest(), Monitor::new());
+    let error = to_a_silent_destination(&vm, &monitor, |stream, decoder| {
+        while monitor.info().silent.is_none_or(|ms| ms < 3) {
+            thread::yield_now();
+        }
+        monitor.cancel().unwrap();
+        take_nothing(stream, decoder);
+    });
+    assert!(matches!(error, MigrateError::Cancelled(_)), "{error}");
+    assert_eq!(monitor.phase(), Phase::Cancelled);
+    assert_stays(&vm);
+}
+
+#[test]
+fn a_destination_whose_source_says_nothing_more_shows_it_and_can_be_cancelled() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let listener = Listener::bind(&Uri::Unix(path.clone()), None).unwrap();
+    let (vm, monitor) = (TestVm::empty(), Monitor::new());
+    thread::scope(|scope| {
+        let receiving = scope.spawn(|| receive(&vm, listener, &monitor).unwrap_err());
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.write_all(&hello()).unwrap();
+        stream.write_all(&FrameEncoder::new().frame(&offer(&vm))).unwrap();
+        while monitor.phase() != Phase::Active || monitor.info().silent.is_none_or(|ms| ms < 3) {
+            thread::yield_now();
+        }
+        monitor.cancel().unwrap();
+        assert!(matches!(receiving.join().unwrap(), MigrateError::Cancelled(_)));
+    });
+    assert_eq!((monitor.phase(), vm.runs()), (Phase::Cancelled, false));
+}
+
 /// Runs a destination against a source that sends `frames` after the greeting.
 fn against_source(hello: &[u8], messages: impl FnOnce(&TestVm) -> Vec<(Message, Vec<u8>)>) -> (MigrateError, TestVm) {
     let directory = tempfile::tempdir().unwrap();

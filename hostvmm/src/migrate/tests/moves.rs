@@ -7,7 +7,7 @@ use std::thread;
 use serde_json::json;
 
 use super::fixture::{Burst, TestVm, assert_exactly_one, migrate, migrate_by, region_page};
-use crate::migrate::transport::Uri;
+use crate::migrate::transport::{Listener, Uri};
 use crate::migrate::{
     Action, Boundary, Change, DigestMode, FaultPlan, Inbound, MigrateError, Monitor, Phase, receive, send,
 };
@@ -124,8 +124,12 @@ fn a_guest_is_saved_to_a_file_and_runs_on_from_it() {
     let sent = send(&from, &uri, &patient()).unwrap();
     assert!(from.has_moved() && !from.runs());
     assert_eq!((sent.status, sent.passes.len()), (Phase::Completed, 5));
-    let to = TestVm::empty();
-    let received = receive(&to, Inbound::open(&uri, None).unwrap(), &Monitor::new()).unwrap();
+    let (to, monitor) = (TestVm::empty(), Monitor::new());
+    assert!(!from.is_loaded_elsewhere());
+    let received = receive(&to, Inbound::open(&uri, None).unwrap(), &monitor).unwrap();
+    assert!(from.is_loaded_elsewhere(), "for as long as that machine lives");
+    drop(monitor);
+    assert!(!from.is_loaded_elsewhere());
     assert_exactly_one(&from, &to, &from.bytes());
     assert_eq!(received.digest.unwrap().source, sent.digest.unwrap().source);
     let missing = Uri::File { path: directory.path().join("none"), offset: 0 };
@@ -290,6 +294,76 @@ fn a_migration_is_cancelled_at_every_change_that_it_tells() {
         }
     }
     assert!(cancelled >= 8, "{cancelled} of the changes came before the commit");
+}
+
+/// A monitor that sets `max-bandwidth` to `rate` once pass 0 has begun. At a byte a second nothing comes to its end.
+fn paced_anew(rate: u64) -> Arc<Monitor> {
+    let monitor = Arc::new_cyclic(|weak: &std::sync::Weak<Monitor>| {
+        let weak = weak.clone();
+        patient().watched(move |change| {
+            if change == Change::Pass(1) {
+                weak.upgrade().unwrap().set_parameters([("max-bandwidth", &json!(rate))]).unwrap();
+            }
+        })
+    });
+    monitor.set_parameters([("max-bandwidth", &json!(1))]).unwrap();
+    monitor
+}
+
+#[test]
+fn a_bandwidth_that_is_set_while_memory_moves_holds_from_then_on() {
+    let (from, to) = (TestVm::with_guest(), TestVm::empty());
+    migrate(&from, &to, &paced_anew(0), &Monitor::new()).source.unwrap();
+    assert_exactly_one(&from, &to, &from.bytes());
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("guest");
+    let vm = TestVm::with_guest();
+    send(&vm, &Uri::File { path, offset: 0 }, &paced_anew(0)).unwrap();
+}
+
+#[test]
+fn a_downtime_limit_that_is_set_while_memory_moves_is_the_one_that_counts() {
+    // A guest that always writes is not stopped with a limit of 0; one of half an hour suits it.
+    let bursts = (0..200_u8).map(|byte| burst(0..300, byte + 1));
+    let (from, to) = (TestVm::with_guest().writing(bursts), TestVm::empty());
+    let monitor = Arc::new_cyclic(|weak: &std::sync::Weak<Monitor>| {
+        let weak = weak.clone();
+        Monitor::new().watched(move |change| {
+            if change == Change::Pass(4) {
+                weak.upgrade().unwrap().set_parameters([("downtime-limit", &json!(2_000_000))]).unwrap();
+            }
+        })
+    });
+    monitor.set_parameters([("downtime-limit", &json!(0))]).unwrap();
+    let sent = migrate(&from, &to, &monitor, &Monitor::new()).source.unwrap();
+    assert!(sent.passes.last().unwrap().pages >= 300, "it was stopped while it wrote: {:?}", sent.passes.last());
+    assert!(sent.passes.len() >= 4);
+    assert_exactly_one(&from, &to, &from.bytes());
+}
+
+#[test]
+fn a_guest_moves_over_commands_on_both_sides() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = |name: &str| {
+        let path = directory.path().join(name);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+        path
+    };
+    let (there, back) = (pipe("there"), pipe("back"));
+    let command = |input: &std::path::Path, output: &std::path::Path| {
+        Uri::Exec(format!("cat <'{}' & exec cat >'{}'", input.display(), output.display()))
+    };
+    let (from, to) = (TestVm::with_guest().writing([burst(0..40, 5), burst(7..90, 6)]), TestVm::empty());
+    let (source, destination) = (patient(), Monitor::new());
+    let listener = Listener::bind(&command(&there, &back), None).unwrap();
+    let outcome = thread::scope(|scope| {
+        let receiving = scope.spawn(|| receive(&to, listener, &destination));
+        let sent = send(&from, &command(&back, &there), &source);
+        (sent, receiving.join().unwrap())
+    });
+    assert_eq!(outcome.0.unwrap().status, Phase::Completed);
+    assert_eq!(outcome.1.unwrap().status, Phase::Completed);
+    assert_exactly_one(&from, &to, &from.bytes());
 }
 
 #[test]

@@ -162,6 +162,11 @@ impl Handle {
         self.link.shutdown();
     }
 
+    /// For how long the other side has neither sent nor taken anything.
+    pub fn silence(&self) -> Duration {
+        self.link.silence()
+    }
+
     /// As [`Channel::set_timeouts`].
     pub fn set_timeouts(&self, read: Option<Duration>, write: Option<Duration>) {
         self.link.set_timeouts(read, write);

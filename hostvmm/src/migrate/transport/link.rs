@@ -36,6 +36,9 @@ pub(super) struct Link {
     cancel: CancelToken,
     read_timeout_ns: AtomicU64,
     write_timeout_ns: AtomicU64,
+    begun: Instant,
+    /// When bytes last went or came, in nanoseconds since `begun`.
+    moved_ns: AtomicU64,
     child: Option<Child>,
 }
 
@@ -87,7 +90,8 @@ impl Link {
         let (read_timeout_ns, write_timeout_ns) = (AtomicU64::new(NEVER), AtomicU64::new(NEVER));
         let (closed, cancel) = (CancelToken::new()?, cancel.clone());
         let output = output.map(|fd| Mutex::new(Some(fd)));
-        Ok(Self { input, output, is_socket, closed, cancel, read_timeout_ns, write_timeout_ns, child })
+        let (begun, moved_ns) = (Instant::now(), AtomicU64::new(0));
+        Ok(Self { input, output, is_socket, closed, cancel, read_timeout_ns, write_timeout_ns, begun, moved_ns, child })
     }
 
     /// Reads what is there, at least one byte; 0 is the end.
@@ -136,7 +140,10 @@ impl Link {
         loop {
             self.check()?;
             match operation(fd) {
-                Ok(value) => return Ok(value),
+                Ok(value) => {
+                    self.moved_ns.store(self.age_ns(), Ordering::Relaxed);
+                    return Ok(value);
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
                     let timeout_ns = timeout_ns.load(Ordering::Relaxed);
@@ -209,6 +216,15 @@ impl Link {
             Some(child) => child.finish(deadline, &[&self.closed, &self.cancel]),
             None => Ok(()),
         }
+    }
+
+    /// How long nothing has gone or come.
+    pub(super) fn silence(&self) -> Duration {
+        Duration::from_nanos(self.age_ns().saturating_sub(self.moved_ns.load(Ordering::Relaxed)))
+    }
+
+    fn age_ns(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// How long a peer may be silent, and how long it may take nothing.
