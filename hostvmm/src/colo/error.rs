@@ -1,11 +1,15 @@
 //! Why a pair ended, or a checkpoint was not exact: [`ColoError`].
 
+use std::time::Duration;
+
 use abi::Gpa;
 
-use super::info::{DirtyCounts, SlotDigests};
+use super::compare::OutOfSequence;
+use super::info::DirtyCounts;
 use super::outlet::OutletError;
+use super::protocol::OutOfOrder;
 use crate::memory::{MemoryError, SlotId};
-use crate::migrate::wire::{Text, WireError};
+use crate::migrate::wire::{Mismatch, Text, WireError};
 use crate::migrate::{MigrateError, VmError};
 
 /// What ended a pair, or could not be done.
@@ -49,6 +53,18 @@ pub enum ColoError {
         /// The first page of the primary's that is not as it was last sent.
         page: Option<Gpa>,
     },
+    /// The cache is not what the primary's memory is, because the primary's log lost a write.
+    #[error("checkpoint {n}: the first page that was written and not sent is at {page}, in the {slot}; {text}")]
+    Unlogged {
+        /// Which checkpoint.
+        n: u64,
+        /// In which slot.
+        slot: SlotId,
+        /// The page.
+        page: Gpa,
+        /// What the secondary found.
+        text: Text,
+    },
     /// After the flush the secondary's RAM is not what the cache is.
     #[error(
         "checkpoint {n}: the {slot} differs between cache and secondary: {cache:#x} and {secondary:#x}{}",
@@ -90,10 +106,59 @@ pub enum ColoError {
         /// By the secondary.
         secondary: u64,
     },
+    /// One side, or the engine, does not keep to the protocol.
+    #[error(transparent)]
+    Order(#[from] OutOfOrder),
+    /// A message that has no place in a pair.
+    #[error("a frame {tag} that has no place here")]
+    Unexpected {
+        /// Which.
+        tag: &'static str,
+    },
+    /// Pages of another pass.
+    #[error("pages of pass {found} in pass {expected}")]
+    Pass {
+        /// The current one.
+        expected: u32,
+        /// The one that came.
+        found: u32,
+    },
+    /// Output that does not continue its stream.
+    #[error(transparent)]
+    Output(#[from] OutOfSequence),
+    /// The machines differ.
+    #[error("the secondary does not fit the guest: {0}")]
+    Refused(Mismatch),
+    /// The other side is there and does not answer.
+    #[error("the other side has not {what} within {after:?}")]
+    Silent {
+        /// What it owes.
+        what: &'static str,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// An operator has said so.
+    #[error("an operator says that the other side is lost")]
+    Said,
     /// Something planted.
     #[error("planted at {boundary}")]
     Planted {
         /// Where.
         boundary: super::ColoBoundary,
     },
+}
+
+impl ColoError {
+    /// Whether it is the other side, or the way to it, that is gone or of no use; else it is a matter of this side.
+    pub(super) fn is_loss(&self) -> bool {
+        matches!(
+            self,
+            Self::Channel(_)
+                | Self::Wire(_)
+                | Self::Order(_)
+                | Self::Unexpected { .. }
+                | Self::Output(_)
+                | Self::Pass { .. }
+        )
+    }
 }

@@ -77,6 +77,11 @@ impl Voice {
         self.accepted
     }
 
+    /// What may be seen and was not accepted yet, in order.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = &Record> {
+        self.waiting.iter()
+    }
+
     /// Whether so much waits that no more should be taken from the guest.
     pub fn is_full(&self) -> bool {
         self.waiting_bytes >= MAX_WAITING_BYTES

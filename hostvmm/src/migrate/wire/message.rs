@@ -143,6 +143,11 @@ impl Tag {
         Self::ALL.into_iter().find(|row| row.0 == self).expect("every tag has a row")
     }
 
+    /// The name.
+    pub fn name(self) -> &'static str {
+        self.row().2
+    }
+
     pub(super) fn raw(self) -> u16 {
         self.row().1
     }
