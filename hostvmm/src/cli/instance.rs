@@ -10,7 +10,7 @@ use signal_hook::iterator::Signals;
 use super::common::{CommonArgs, Mode};
 use super::ending::Ending;
 use crate::control::Address;
-use crate::instance::{Incoming, Instance, InstanceError, Options};
+use crate::instance::{ColoOptions, Incoming, Instance, InstanceError, Options};
 use crate::migrate::FaultPlan;
 use crate::report::{Ledger, Verdict};
 
@@ -82,6 +82,7 @@ impl InstanceArgs {
             verify_guest: self.verify_guest,
             tls_creds: self.tls_creds.clone(),
             fault: self.plant_migration_fault,
+            colo: ColoOptions::default(),
         })
     }
 }

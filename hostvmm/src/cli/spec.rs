@@ -233,6 +233,7 @@ impl CommonArgs {
             region: RegionEntry::unmeasured(self.region_base.unwrap_or(abi::map::REGION_BASE.raw()), self.region_size),
             passes: Vec::new(),
             migration: None,
+            colo: None,
             faults: Vec::new(),
             hugepages: None,
             groups: Vec::new(),

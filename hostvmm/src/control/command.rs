@@ -97,6 +97,14 @@ pub enum Command {
         /// Unit of the reply's `calc-time`.
         unit: TimeUnit,
     },
+    /// `x-colo-lost-heartbeat`.
+    ColoLostHeartbeat,
+    /// `query-colo-status`.
+    QueryColoStatus,
+    /// `x-checkpoint`.
+    Checkpoint,
+    /// `x-tidemark-colo`.
+    Colo,
     /// `x-tidemark-status`.
     Status,
     /// `x-tidemark-checksum`.
@@ -106,7 +114,7 @@ pub enum Command {
 }
 
 /// Every command's name, in the order of `query-commands`.
-pub const COMMANDS: [&str; 24] = [
+pub const COMMANDS: [&str; 28] = [
     "qmp_capabilities",
     "query-version",
     "query-commands",
@@ -129,6 +137,10 @@ pub const COMMANDS: [&str; 24] = [
     "query-migrate",
     "calc-dirty-rate",
     "query-dirty-rate",
+    "x-colo-lost-heartbeat",
+    "query-colo-status",
+    "x-checkpoint",
+    "x-tidemark-colo",
     "x-tidemark-status",
     "x-tidemark-checksum",
 ];
@@ -189,6 +201,10 @@ pub(super) fn decode(name: &str, arguments: Map<String, Value>) -> Result<Decode
         "query-migrate" => Command::QueryMigrate,
         "calc-dirty-rate" => calc_dirty_rate(&mut arguments)?,
         "query-dirty-rate" => Command::QueryDirtyRate { unit: arguments.unit()? },
+        "x-colo-lost-heartbeat" => Command::ColoLostHeartbeat,
+        "query-colo-status" => Command::QueryColoStatus,
+        "x-checkpoint" => Command::Checkpoint,
+        "x-tidemark-colo" => Command::Colo,
         "x-tidemark-status" => Command::Status,
         "x-tidemark-checksum" => Command::Checksum,
         name => {

@@ -21,7 +21,9 @@ pub enum RunState {
     Paused,
     /// Stopped for the last pass of a migration.
     FinishMigrate,
-    /// The guest has moved away.
+    /// Stopped for a checkpoint of its COLO pair.
+    Colo,
+    /// The guest has moved away, or the other side of its COLO pair goes on.
     Postmigrate,
     /// The guest has turned itself off.
     Shutdown,
@@ -38,6 +40,7 @@ impl RunState {
             Self::Running => "running",
             Self::Paused => "paused",
             Self::FinishMigrate => "finish-migrate",
+            Self::Colo => "colo",
             Self::Postmigrate => "postmigrate",
             Self::Shutdown => "shutdown",
             Self::InternalError => "internal-error",

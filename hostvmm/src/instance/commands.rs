@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::log::LogUser;
 use super::rate::DirtyRate;
 use super::{End, Incoming, Instance, Steps, lock};
+use crate::colo::{ColoMode, NoPair};
 use crate::control::command::unknown_capability;
 use crate::control::types::{CapabilityStatus, RunState, StatusInfo, TidemarkStatus, TimeUnit, VcpuStatus};
 use crate::control::{Command, CommandError, Handler};
@@ -62,6 +63,11 @@ impl Handler for Remote {
                     |(capability, state): (&str, bool)| CapabilityStatus { capability: capability.into(), state };
                 encode(&instance.monitor.capabilities().list().map(state))
             }
+            Command::QueryMigrate if instance.colo.status().mode != ColoMode::None => Ok(json!({ "status": "colo" })),
+            Command::ColoLostHeartbeat => instance.colo.lost_heartbeat().map_err(no_pair).map(|()| json!({})),
+            Command::QueryColoStatus => encode(&instance.colo.status()),
+            Command::Checkpoint => instance.colo.request_checkpoint().map_err(no_pair).map(|()| json!({})),
+            Command::Colo => encode(&instance.colo.brief()),
             Command::QueryMigrate => match instance.monitor.phase() {
                 Phase::None => done(),
                 _ => encode(&instance.monitor.info()),
@@ -103,13 +109,26 @@ impl Remote {
     }
 
     fn set_parameters(&self, values: &Map<String, Value>) -> Result<Value, CommandError> {
-        let values = values.iter().map(|(name, value)| (name.as_str(), value));
-        self.0.monitor.set_parameters(values).map_err(|error| CommandError::generic(error.to_string()))?;
+        let refused = |error: ParameterError| CommandError::generic(error.to_string());
+        let mut colo = self.0.colo.parameters();
+        let mut others = Vec::new();
+        for (name, value) in values {
+            match colo.set(name, value) {
+                Ok(()) => {}
+                Err(ParameterError::Unknown { .. }) => others.push((name.as_str(), value)),
+                Err(error) => return Err(refused(error)),
+            }
+        }
+        self.0.monitor.set_parameters(others).map_err(refused)?;
+        self.0.colo.use_parameters(colo);
         done()
     }
 
     fn parameters(&self) -> Result<Value, CommandError> {
         let mut parameters = encode(&self.0.monitor.parameters())?;
+        if let (Value::Object(all), Value::Object(colo)) = (&mut parameters, encode(&self.0.colo.parameters())?) {
+            all.extend(colo);
+        }
         for name in ["tls-creds", "tls-hostname"] {
             // QEMU's way to say that there is none.
             if parameters[name].is_null() {
@@ -207,6 +226,10 @@ impl Remote {
         };
         SlotId::ALL.into_iter().map(of).collect::<Result<Map<_, _>, _>>().map(Value::Object)
     }
+}
+
+fn no_pair(error: NoPair) -> CommandError {
+    CommandError::generic(error.to_string())
 }
 
 fn address(uri: &str) -> Result<Uri, CommandError> {

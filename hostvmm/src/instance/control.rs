@@ -11,6 +11,14 @@
 //!
 //! A guest that was saved to a file is *postmigrate* as well, but *kept*: `cont` lets it run on.
 //!
+//! In a COLO pair:
+//!
+//! ```text
+//!            checkpoint               resume
+//!   running ────────────▶ colo ──────────────────▶ running or paused
+//!   inmigrate ───────────▶ │ moved (the other side goes on) ──▶ postmigrate
+//! ```
+//!
 //! `stop` and `cont` are wishes where the guest is on its way: they decide how it goes on. *undecided* is a guest that the
 //! source has committed to a destination of which nothing is heard: nobody but the operator may let it run.
 
@@ -70,7 +78,7 @@ impl RunControl {
                 (self.state, self.wanted) = (RunState::Paused, false);
                 Order::Hold
             }
-            RunState::Inmigrate | RunState::FinishMigrate => {
+            RunState::Inmigrate | RunState::FinishMigrate | RunState::Colo => {
                 self.wanted = false;
                 Order::Nothing
             }
@@ -82,7 +90,7 @@ impl RunControl {
     pub(super) fn cont(&mut self) -> Result<Order, Refused> {
         match self.state {
             RunState::Running => Ok(Order::Nothing),
-            RunState::Inmigrate => {
+            RunState::Inmigrate | RunState::Colo => {
                 self.wanted = true;
                 Ok(Order::Nothing)
             }
@@ -118,6 +126,49 @@ impl RunControl {
         } else {
             self.state = RunState::Paused;
             Order::Nothing
+        }
+    }
+
+    /// A checkpoint stops the guest, or a secondary that has none yet takes one over.
+    pub(super) fn checkpoint(&mut self) -> Order {
+        match self.state {
+            RunState::Running => {
+                (self.state, self.wanted) = (RunState::Colo, true);
+                Order::Hold
+            }
+            RunState::Paused | RunState::Prelaunch => {
+                (self.state, self.wanted) = (RunState::Colo, false);
+                Order::Nothing
+            }
+            _ => Order::Nothing,
+        }
+    }
+
+    /// A secondary has loaded a guest, which at the primary `ran`: it is here as it is there.
+    pub(super) fn follow(&mut self, ran: bool) {
+        if matches!(self.state, RunState::Colo | RunState::Inmigrate) {
+            (self.state, self.wanted) = (RunState::Colo, ran);
+        }
+    }
+
+    /// A checkpoint gives the guest back.
+    pub(super) fn resume_checkpoint(&mut self) -> Order {
+        if self.state != RunState::Colo {
+            return Order::Nothing;
+        }
+        if self.wanted {
+            self.state = RunState::Running;
+            Order::Run
+        } else {
+            self.state = RunState::Paused;
+            Order::Nothing
+        }
+    }
+
+    /// Nobody knows which side of the pair goes on: only the operator may let this one.
+    pub(super) fn doubt(&mut self) {
+        if matches!(self.state, RunState::Colo | RunState::Running | RunState::Paused) {
+            *self = Self { state: RunState::Paused, wanted: false, undecided: true };
         }
     }
 
@@ -226,6 +277,34 @@ mod tests {
         assert_eq!((control.state(), control.resume()), (RunState::Paused, Order::Nothing));
         assert_eq!(control.cont(), Ok(Order::Run));
         assert!(!control.is_undecided());
+    }
+
+    #[test]
+    fn a_checkpoint_leaves_the_guest_as_the_operator_wants_it() {
+        let mut control = running();
+        assert_eq!((control.checkpoint(), control.state()), (Order::Hold, RunState::Colo));
+        assert_eq!((control.checkpoint(), control.stop()), (Order::Nothing, Order::Nothing));
+        assert_eq!((control.resume_checkpoint(), control.state()), (Order::Nothing, RunState::Paused));
+        assert_eq!((control.checkpoint(), control.cont()), (Order::Nothing, Ok(Order::Nothing)));
+        assert_eq!((control.resume_checkpoint(), control.state()), (Order::Run, RunState::Running));
+        assert_eq!(control.resume_checkpoint(), Order::Nothing);
+    }
+
+    #[test]
+    fn a_secondary_runs_what_its_primary_runs_and_never_after_it_was_fenced() {
+        let mut control = RunControl::new(true, true);
+        assert_eq!((control.checkpoint(), control.state()), (Order::Nothing, RunState::Inmigrate));
+        control.follow(true);
+        assert_eq!((control.resume_checkpoint(), control.state()), (Order::Run, RunState::Running));
+        control.checkpoint();
+        control.follow(false);
+        assert_eq!((control.resume_checkpoint(), control.state()), (Order::Nothing, RunState::Paused));
+        control.moved();
+        control.follow(true);
+        assert_eq!((control.checkpoint(), control.resume_checkpoint()), (Order::Nothing, Order::Nothing));
+        assert!(control.cont().is_err());
+        control.doubt();
+        assert_eq!(control.state(), RunState::Postmigrate);
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub(super) enum LogUser {
     History,
     /// The migration.
     Migration,
+    /// The COLO pair.
+    Colo,
     /// `calc-dirty-rate`.
     Rate,
 }

@@ -6,6 +6,7 @@
 //!
 //! - [`control`]: run states, and who may change them; [`commands`]: what a client of the control socket can ask for;
 //! - [`vm`]: the instance as a migration sees it; [`sections`]: what moves beside memory; [`log`]: one dirty log for several users;
+//! - [`colo`]: the instance in a COLO pair;
 //! - [`heartbeat`]: what the guest itself noticed of its move; [`rate`]: `calc-dirty-rate`.
 //!
 //! Threads: this one waits for the guest's events and gives it its steps; each client of the control socket has its own, and
@@ -13,6 +14,7 @@
 //!
 //! Neighbours: [`crate::migrate`] moves the guest, [`crate::control`] carries the commands, [`crate::vcpus`] executes.
 
+mod colo;
 mod commands;
 mod control;
 mod heartbeat;
@@ -32,12 +34,15 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use workload::Plan;
 
+pub use self::colo::ColoOptions;
+use self::colo::Gate;
 use self::commands::Remote;
 use self::control::{Order, RunControl};
 use self::heartbeat::GapWatch;
 use self::log::{LogUser, SharedLog};
 use self::rate::DirtyRate;
 use self::sections::Luggage;
+use crate::colo::{ColoMonitor, ColoPhase};
 use crate::control::types::{RunState, Verification};
 use crate::control::{Address, Events, Server, ServerError};
 use crate::dirty::DirtyLogKind;
@@ -47,12 +52,15 @@ use crate::migrate::file::is_loaded;
 use crate::migrate::transport::{TransportError, Uri};
 use crate::migrate::{Change, FaultPlan, Monitor, Parameters, Phase};
 use crate::pass::GuestError;
-use crate::report::ledger::MigrationEntry;
+use crate::report::ledger::{ColoEntry, MigrationEntry};
 use crate::report::{Ledger, Progress, Verdict};
 use crate::vcpus::{Interrupter, Progress as Steps, Vcpus, VcpusError};
 use crate::verify::passes::{blank_ledger, plan};
 use crate::verify::running::RunningGuest;
 use crate::verify::{Interrupt, RunError, Spec};
+
+/// How often a main thread that waits for the end of a checkpoint looks whether it is to end.
+const GATE_LOOK: Duration = Duration::from_millis(50);
 
 /// Where a guest comes from.
 #[derive(Clone, Debug)]
@@ -80,6 +88,8 @@ pub struct Options {
     pub tls_creds: Option<PathBuf>,
     /// A fault planted in every migration.
     pub fault: Option<FaultPlan>,
+    /// About COLO pairs.
+    pub colo: ColoOptions,
 }
 
 /// Why an instance could not be made or run.
@@ -211,6 +221,10 @@ pub struct Instance {
     log: SharedLog,
     rate: Mutex<DirtyRate>,
     monitor: Monitor,
+    /// Sees and steers its COLO pairs.
+    colo: Arc<ColoMonitor>,
+    /// Whether the main thread may give the guest its steps.
+    gate: Gate,
     migrations: Arc<Migrations>,
     /// Whether clients have asked for the events of migrations.
     migration_events: Arc<AtomicBool>,
@@ -265,6 +279,8 @@ impl Instance {
             log,
             rate: Mutex::default(),
             monitor,
+            colo: colo::watched(&events, &options.colo),
+            gate: Gate::default(),
             migrations,
             migration_events,
             events,
@@ -363,6 +379,25 @@ impl Instance {
 
     /// Where every vCPU is parked: lets them go on, over the barrier after the first touch or with the next steps.
     fn give_steps(&self, guest: &mut RunningGuest<'_>) -> Result<(), GuestError> {
+        if guest.parked_at().is_none() {
+            return Ok(());
+        }
+        let open = loop {
+            if let Some(open) = self.gate.pass(GATE_LOOK) {
+                break open;
+            }
+            if self.agenda().end.is_some() {
+                return Ok(());
+            }
+        };
+        // A checkpoint may have been loaded meanwhile.
+        guest.catch_up()?;
+        let given = self.give_steps_at(guest);
+        drop(open);
+        given
+    }
+
+    fn give_steps_at(&self, guest: &mut RunningGuest<'_>) -> Result<(), GuestError> {
         match guest.parked_at() {
             None => Ok(()),
             Some(next) if next.iter().all(|next| *next == 0) => guest.run_on(&next, 1),
@@ -448,6 +483,10 @@ impl Instance {
             outcome.enter(entry);
             outcome.downtime.disagreements.iter().for_each(|found| progress.line(&format!("downtime: {found}")));
         }
+        let pair = self.colo.info();
+        if pair.phase != ColoPhase::None {
+            ledger.colo = Some(ColoEntry::new(&pair));
+        }
         let control = *self.control();
         let mut without_guest = |verdict, reason: &str| {
             ledger.verdict = verdict;
@@ -459,6 +498,8 @@ impl Instance {
             End::Quit | End::Signal => match control.state() {
                 RunState::Postmigrate => {}
                 RunState::Inmigrate => without_guest(Verdict::Skip, "no guest has arrived"),
+                // The other side of the pair has it.
+                _ if control.is_undecided() && ledger.colo.is_some() => {}
                 state if control.is_undecided() || state == RunState::FinishMigrate => without_guest(
                     Verdict::Fail,
                     "the guest was handed over, and its destination has not said whether it runs",

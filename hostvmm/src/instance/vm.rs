@@ -24,7 +24,7 @@ const ENTRY: Duration = Duration::from_millis(200);
 pub(super) const FAREWELL: Duration = Duration::from_secs(40);
 
 impl Instance {
-    fn description(&self) -> Description {
+    pub(super) fn description(&self) -> Description {
         let vm = self.machine.vm();
         Description {
             accelerator: vm.accelerator(),
@@ -98,9 +98,7 @@ impl Instance {
     /// # Errors
     /// Where nobody could connect there.
     pub(super) fn receive(self: &Arc<Self>, uri: &Uri, exit_on_error: bool) -> Result<(), InstanceError> {
-        let creds = self.monitor.parameters().tls_creds;
-        let creds = creds.map(|directory| TlsCreds::load(&directory, Role::Server)).transpose();
-        let creds = creds.map_err(TransportError::Credentials)?;
+        let creds = self.incoming_creds()?;
         let inbound = Inbound::open(uri, creds.as_ref())?;
         // There is no other: a guest arrives once.
         self.migrations.enter(Duration::ZERO);
@@ -115,6 +113,13 @@ impl Instance {
         spawned
             .map(drop)
             .map_err(|source| InstanceError::Listen(TransportError::Io { what: "wait at", uri: uri.clone(), source }))
+    }
+
+    /// What a side that waits for the other one proves itself by.
+    pub(super) fn incoming_creds(&self) -> Result<Option<TlsCreds>, TransportError> {
+        let creds = self.monitor.parameters().tls_creds;
+        let creds = creds.map(|directory| TlsCreds::load(&directory, Role::Server)).transpose();
+        creds.map_err(TransportError::Credentials)
     }
 
     fn not_received(&self, error: String, exit_on_error: bool) {

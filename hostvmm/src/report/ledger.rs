@@ -12,8 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::heartbeat::HeartbeatEntry;
 
+mod colo;
 mod migration;
 mod query;
+
+pub use colo::{CheckpointEntry, ColoEntry, ColoOutputEntry};
 
 pub use migration::{
     BytesEntry, CancelEntry, DowntimeEntry, EstimateEntry, GapBucket, GapsEntry, GuestClockEntry, HopEntry,
@@ -80,7 +83,8 @@ pub struct Ledger {
     /// Why it did not pass; absent where it did.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
-    /// Name of the scenario: `run`, `passes`, `matrix`, `faults`, `hugepages`, `cpu`, `migrate`, `cancel`, `chain`.
+    /// Name of the scenario: `run`, `passes`, `matrix`, `faults`, `hugepages`, `cpu`, `migrate`, `cancel`, `chain`,
+    /// `colo`.
     pub scenario: String,
     /// `emulator` or `kvm`.
     pub accelerator: String,
@@ -119,6 +123,9 @@ pub struct Ledger {
     pub passes: Vec<PassEntry>,
     /// What a migration measured; null in scenarios without one.
     pub migration: Option<MigrationEntry>,
+    /// What is known of a COLO pair; absent in scenarios without one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub colo: Option<ColoEntry>,
     /// One entry a planted fault.
     pub faults: Vec<FaultEntry>,
     /// What stage 2 was made of; absent in scenarios that do not look.

@@ -7,6 +7,7 @@
 //!
 //! Renderings read nothing but a [`Ledger`], so that `hostvmm report` can make any of them later.
 
+mod colo;
 mod html;
 mod info_migrate;
 mod junit;
@@ -72,10 +73,12 @@ fn checks(ledger: &Ledger) -> Vec<Check> {
         checks.push(check(name, (!wrong.is_empty()).then(|| wrong.join("; "))));
     }
     checks.extend(migration::checks(ledger));
+    checks.extend(colo::checks(ledger));
     let beyond = ledger.mismatches.iter().filter(|m| {
         !ledger.passes.iter().any(|entry| entry.pass == m.pass)
             && !ledger.groups.iter().any(|entry| is_of(m, entry))
             && !migration::is_told(ledger, m)
+            && !colo::is_told(ledger, m)
     });
     let beyond: Vec<String> = beyond.map(describe).collect();
     if !beyond.is_empty() {
@@ -158,6 +161,7 @@ pub(crate) fn sample_ledger() -> Ledger {
         region: RegionEntry { gpa: 0x2000_0000, size: 8 << 20, sum_r_source: None, sum_r_dest: None, equal: None },
         passes: Vec::new(),
         migration: None,
+        colo: None,
         faults: Vec::new(),
         hugepages: None,
         groups: Vec::new(),

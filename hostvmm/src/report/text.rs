@@ -5,7 +5,7 @@ use std::fmt::Write;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 
 use super::ledger::{HugePagesEntry, Phase};
-use super::{Ledger, Verdict, cell_name, describe, migration};
+use super::{Ledger, Verdict, cell_name, colo, describe, migration};
 use crate::memory::Size;
 
 /// One rule, under the header.
@@ -55,6 +55,9 @@ pub fn text(ledger: &Ledger) -> String {
             }
             line(migration::text(entry).trim_end().to_owned());
         }
+        if let Some(entry) = &run.colo {
+            line(colo::text(entry).trim_end().to_owned());
+        }
     }
     let region = &ledger.region;
     for (sum, what) in [(region.sum_r_source, "region"), (region.sum_r_dest, "copy")] {
@@ -82,6 +85,9 @@ pub fn text(ledger: &Ledger) -> String {
         }
         Verdict::Pass if ledger.scenario == "cancel" => {
             "PASS: exactly one side had the guest, whole, whatever happened"
+        }
+        Verdict::Pass if ledger.scenario == "colo" => {
+            "PASS: both sides were equal at every checkpoint, and every output was seen once"
         }
         Verdict::Pass if !ledger.groups.is_empty() => {
             "PASS: every register and byte after every block is the same on KVM and on the emulator"

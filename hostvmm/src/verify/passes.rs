@@ -273,6 +273,7 @@ pub(crate) fn blank_ledger(spec: &Spec) -> Ledger {
         ),
         passes: Vec::new(),
         migration: None,
+        colo: None,
         faults: Vec::new(),
         hugepages: None,
         groups: Vec::new(),

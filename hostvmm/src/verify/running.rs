@@ -97,6 +97,17 @@ impl<'a> RunningGuest<'a> {
         }
     }
 
+    /// Takes note of what the guest has done already.
+    ///
+    /// # Errors
+    /// As [`Self::wait_next`].
+    pub(crate) fn catch_up(&mut self) -> Result<(), GuestError> {
+        while let Wait::Event(event) = self.vcpus.wait_event(Some(Duration::ZERO)) {
+            self.take(event)?;
+        }
+        Ok(())
+    }
+
     /// Where every vCPU is parked: the first step that each has not executed; all are 0 before the first command.
     pub(crate) fn parked_at(&self) -> Option<Vec<u64>> {
         let next = |outcome: &Option<Outcome>| match outcome {
