@@ -10,7 +10,7 @@ use super::common::{CommonArgs, Format};
 use super::instance::InstanceArgs;
 use super::quantity::milliseconds;
 use super::remote::{InfoArgs, MigrateArgs, MigrateCancelArgs};
-use super::scenario::{CpuArgs, MigrationArgs, Scenario};
+use super::scenario::{ColoArgs, CpuArgs, MigrationArgs, Scenario};
 use super::tuning::TuningArgs;
 use crate::colo::OutletAddress;
 
@@ -39,7 +39,8 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:\n  hostvmm run --seed 7 --passes 5\n  hostvmm run --share /dev/shm/aeshmem \
         --bitmap-file /tmp/dirty_bitmap --workload tstaeshm --passes 200\n  hostvmm run --workload \
         dirtyram:pages=2048,step=40 --qmp unix:/tmp/a.qmp\n  hostvmm run --workload dirtyram:pages=2048,step=40 --qmp \
-        unix:/tmp/b.qmp --incoming tcp:0:4321")]
+        unix:/tmp/b.qmp --incoming tcp:0:4321\n  hostvmm run --colo secondary --incoming unix:/tmp/b.colo --colo-outlet \
+        unix:/tmp/outlet\n  hostvmm run --colo primary --colo-peer unix:/tmp/b.colo --colo-outlet unix:/tmp/outlet")]
     Run(RunArgs),
     /// Move a running VM's guest to where another one waits for it, and say how that went.
     #[command(
@@ -63,7 +64,7 @@ pub(crate) enum Command {
         --json ledger.json\n  hostvmm verify passes --arch armv7 --tables lpae --workload mixed\n  hostvmm verify matrix --format \
         ktap\n  hostvmm verify hugepages --backing hugetlb:2M --region-size 32M --vcpus 4\n  hostvmm verify cpu --count 4000 --seed 7\n  \
         hostvmm verify migrate --workload dirtyram:pages=409600,step=2048,sleep_ms=50 --region-size 1600M --ram 64M\n  hostvmm verify \
-        cancel --kills some\n  hostvmm verify chain --hops 100")]
+        cancel --kills some\n  hostvmm verify chain --hops 100\n  hostvmm verify colo --checkpoints 100 --failover primary")]
     Verify(VerifyArgs),
     /// Keep a file, or a peer, equal to a running guest's region; ends when the guest's writers have stopped.
     #[command(
@@ -146,6 +147,8 @@ pub(crate) struct VerifyArgs {
     pub(crate) cpu: CpuArgs,
     #[command(flatten)]
     pub(crate) migration: MigrationArgs,
+    #[command(flatten)]
+    pub(crate) colo: ColoArgs,
     #[command(flatten)]
     pub(crate) tuning: TuningArgs,
 }

@@ -1,6 +1,7 @@
 //! `run --qmp` and `run --incoming`: from options to a VM under remote control.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::Args;
@@ -9,9 +10,12 @@ use signal_hook::iterator::Signals;
 
 use super::common::{CommonArgs, Mode};
 use super::ending::Ending;
+use crate::colo::outlet::OutletAddress;
+use crate::colo::{ColoFault, PlantedOmission, Side};
 use crate::control::Address;
 use crate::instance::{ColoOptions, Incoming, Instance, InstanceError, Options};
 use crate::migrate::FaultPlan;
+use crate::migrate::transport::Uri;
 use crate::report::{Ledger, Verdict};
 
 /// Options of `run` for a VM that is controlled from outside: it makes no passes, but runs its workload without end.
@@ -38,22 +42,62 @@ pub(crate) struct InstanceArgs {
     /// Prove by the certificates in DIR who both sides of a migration are (see tls-keygen).
     #[arg(long, value_name = "DIR")]
     tls_creds: Option<PathBuf>,
+    /// Be one side of a COLO pair, two VMs that run the same guest: the primary, or the secondary, which waits for it at
+    /// --incoming URI. A primary can also be given a secondary by the command migrate with the capability x-colo.
+    #[arg(long, value_name = "SIDE", value_parser = side)]
+    colo: Option<Side>,
+    /// Begin the pair with the secondary at URI as soon as the guest runs.
+    #[arg(long, value_name = "URI", value_parser = uri)]
+    colo_peer: Option<Uri>,
+    /// Where the guest's output goes, and who says which side goes on alone (see `hostvmm outlet`).
+    #[arg(long, value_name = "unix:PATH")]
+    colo_outlet: Option<OutletAddress>,
+    /// Plant a fault in every pair, or a lie about dirty pages, as omit-primary@3.
+    #[arg(long, value_name = "BOUNDARY=ACTION@CHECKPOINT|OMISSION@CHECKPOINT", hide = true)]
+    plant_colo_fault: Option<Plant>,
     /// Plant a fault at a step of every migration.
     #[arg(long, value_name = "BOUNDARY=ACTION", hide = true)]
     plant_migration_fault: Option<FaultPlan>,
+}
+
+/// What `--plant-colo-fault` plants.
+#[derive(Clone, Copy, Debug)]
+enum Plant {
+    Fault(ColoFault),
+    Omission(PlantedOmission),
+}
+
+impl FromStr for Plant {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.contains('=') { text.parse().map(Self::Fault) } else { text.parse().map(Self::Omission) }
+    }
+}
+
+fn side(text: &str) -> Result<Side, String> {
+    match text {
+        "primary" => Ok(Side::Primary),
+        "secondary" => Ok(Side::Secondary),
+        _ => Err("a side of a pair is the primary or the secondary".to_owned()),
+    }
+}
+
+fn uri(text: &str) -> Result<Uri, String> {
+    text.parse().map_err(|error: crate::migrate::transport::UriError| error.to_string())
 }
 
 fn incoming(text: &str) -> Result<Incoming, String> {
     if text == "defer" {
         return Ok(Incoming::Defer);
     }
-    text.parse().map(Incoming::From).map_err(|error: crate::migrate::transport::UriError| error.to_string())
+    uri(text).map(Incoming::From)
 }
 
 impl InstanceArgs {
     /// Whether a VM under remote control is asked for.
     pub(crate) fn is_asked(&self) -> bool {
-        self.qmp.is_some() || self.incoming.is_some()
+        self.qmp.is_some() || self.incoming.is_some() || self.colo.is_some()
     }
 
     /// An option that is given and means nothing without a VM under remote control.
@@ -64,6 +108,9 @@ impl InstanceArgs {
             ("--verify-guest", self.verify_guest),
             ("--tls-creds", self.tls_creds.is_some()),
             ("--plant-migration-fault", self.plant_migration_fault.is_some()),
+            ("--colo-peer", self.colo_peer.is_some()),
+            ("--colo-outlet", self.colo_outlet.is_some()),
+            ("--plant-colo-fault", self.plant_colo_fault.is_some()),
         ];
         given.into_iter().find(|(_, given)| *given && !self.is_asked()).map(|(name, _)| name)
     }
@@ -74,7 +121,32 @@ impl InstanceArgs {
                 "--paused and --incoming defer wait for a command, which needs --qmp unix:PATH".to_owned(),
             ));
         }
+        match self.colo {
+            Some(Side::Secondary) if self.incoming.is_none() => {
+                return Err(Ending::usage("--colo secondary waits for its primary at --incoming URI".to_owned()));
+            }
+            Some(Side::Primary) if self.incoming.is_some() => {
+                return Err(Ending::usage("--colo primary starts its guest itself; leave out --incoming".to_owned()));
+            }
+            Some(Side::Primary) => {}
+            _ if self.colo_peer.is_some() => {
+                return Err(Ending::usage("--colo-peer is a primary's; add --colo primary".to_owned()));
+            }
+            _ => {}
+        }
+        let (fault, omission) = match self.plant_colo_fault {
+            Some(Plant::Fault(fault)) => (Some(fault), None),
+            Some(Plant::Omission(omission)) => (None, Some(omission)),
+            None => (None, None),
+        };
         Ok(Options {
+            colo: ColoOptions {
+                side: self.colo,
+                peer: self.colo_peer.clone(),
+                outlet: self.colo_outlet.clone(),
+                fault,
+                omission,
+            },
             qmp: self.qmp.clone(),
             incoming: self.incoming.clone(),
             paused: self.paused,
@@ -82,7 +154,6 @@ impl InstanceArgs {
             verify_guest: self.verify_guest,
             tls_creds: self.tls_creds.clone(),
             fault: self.plant_migration_fault,
-            colo: ColoOptions::default(),
         })
     }
 }
@@ -125,7 +196,7 @@ fn end_on_signals(instance: &Arc<Instance>) -> Result<(), Ending> {
 fn ending(error: InstanceError) -> Ending {
     match error {
         InstanceError::Run(error) => super::ending(error),
-        InstanceError::Vcpus(_) | InstanceError::Incoming(_) => Ending::failed(error),
+        InstanceError::Vcpus(_) | InstanceError::Incoming(_) | InstanceError::Random(_) => Ending::failed(error),
         InstanceError::Server(_) | InstanceError::Listen(_) | InstanceError::Log(_) => Ending::input(error),
     }
 }

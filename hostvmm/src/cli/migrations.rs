@@ -108,7 +108,7 @@ impl CommonArgs {
     }
 }
 
-fn spec(
+pub(super) fn spec(
     args: &VerifyArgs,
     common: &CommonArgs,
     scenario: &'static str,

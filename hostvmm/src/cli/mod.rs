@@ -6,6 +6,7 @@
 //! Exit status: 0 verified, 1 a check failed, 2 usage or bad input, 4 skipped.
 
 mod args;
+mod colo;
 mod common;
 mod cpu;
 mod ending;
@@ -152,7 +153,11 @@ fn verify(args: &VerifyArgs) -> Result<Verdict, Ending> {
     if let Some(stray) = args.migration.stray(args.scenario) {
         return Err(Ending::usage(format!("{stray} is no option of this scenario; see `hostvmm verify --help`")));
     }
+    if args.scenario != Scenario::Colo && !args.colo.is_empty() {
+        return Err(Ending::usage("--checkpoints, --interval and --failover are options of verify colo".to_owned()));
+    }
     match args.scenario {
+        Scenario::Colo => publish(colo::run(args, &interrupt), "colo", common),
         Scenario::Migrate => publish(migrations::migrate(args, &interrupt), "migrate", common),
         Scenario::Cancel => publish(migrations::cancel(args, &interrupt), "cancel", common),
         Scenario::Chain => publish(migrations::chain(args, &interrupt), "chain", common),

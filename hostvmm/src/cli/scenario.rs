@@ -5,8 +5,9 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::quantity::milliseconds;
+use crate::colo::PlantedOmission;
 use crate::verify::cpu::Group;
-use crate::verify::{Kill, Moment, Way};
+use crate::verify::{Failover, Kill, Moment, Way};
 
 /// Options of `verify migrate`, `verify cancel` and `verify chain` alone.
 #[derive(Debug, Args)]
@@ -47,16 +48,17 @@ impl MigrationArgs {
     pub(crate) fn stray(&self, scenario: Scenario) -> Option<&'static str> {
         let is = |of: &[Scenario]| of.contains(&scenario);
         let any = is(&[Scenario::Migrate, Scenario::Cancel, Scenario::Chain]);
+        let pair = is(&[Scenario::Colo]);
         let stray = [
-            ("--uri", self.uri.is_some(), any),
+            ("--uri", self.uri.is_some(), any || pair),
             ("--pairs", self.pairs.is_some(), is(&[Scenario::Migrate])),
             ("--originals", self.originals, is(&[Scenario::Migrate])),
             ("--hops", self.hops.is_some(), is(&[Scenario::Chain])),
             ("--at", !self.at.is_empty(), is(&[Scenario::Cancel])),
-            ("--kills", !self.kills.is_empty(), is(&[Scenario::Cancel])),
+            ("--kills", !self.kills.is_empty(), is(&[Scenario::Cancel, Scenario::Colo])),
             ("--verify-guest", self.verify_guest, any),
             ("--settle-ms", self.settle_ms.is_some(), any),
-            ("--patience-ms", self.patience_ms.is_some(), any),
+            ("--patience-ms", self.patience_ms.is_some(), any || pair),
         ];
         stray.into_iter().find(|(_, given, fits)| *given && !fits).map(|(name, ..)| name)
     }
@@ -78,6 +80,36 @@ impl MigrationArgs {
             kills => kills.iter().map(|text| text.parse()).collect(),
         }
     }
+}
+
+/// Options of `verify colo` alone.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of verify colo (--uri, --kills and --patience-ms as well)")]
+pub(crate) struct ColoArgs {
+    /// Checkpoints before the pair ends [default: 20].
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub(crate) checkpoints: Option<u64>,
+    /// Milliseconds from one checkpoint to the next at the latest [default: 20].
+    #[arg(long, allow_negative_numbers = true, value_name = "MS", value_parser = clap::value_parser!(u64).range(0..=3_600_000))]
+    pub(crate) interval: Option<u64>,
+    /// Which side is killed in the end: primary, secondary, or none, where the secondary is told to leave [default: none].
+    #[arg(long, value_name = "SIDE", value_parser = failover)]
+    pub(crate) failover: Option<Failover>,
+    /// Plant a lie about dirty pages at the side that can tell it, as omit-primary@3: it must be found.
+    #[arg(long, value_name = "OMISSION@CHECKPOINT", hide = true)]
+    pub(crate) plant_colo_fault: Option<PlantedOmission>,
+}
+
+impl ColoArgs {
+    /// Whether none is given.
+    pub(crate) fn is_empty(&self) -> bool {
+        let Self { checkpoints, interval, failover, plant_colo_fault } = self;
+        checkpoints.is_none() && interval.is_none() && failover.is_none() && plant_colo_fault.is_none()
+    }
+}
+
+fn failover(text: &str) -> Result<Failover, String> {
+    text.parse()
 }
 
 /// Options of `verify cpu` alone.
@@ -125,6 +157,9 @@ pub(crate) enum Scenario {
     Cancel,
     /// Move a guest from process to process, there and back, its dirty history with it.
     Chain,
+    /// Run a guest in two processes at once, made equal by checkpoints: memories are equal, what is flushed is exactly what
+    /// either side wrote, and whichever side is lost, the outside world sees each output once.
+    Colo,
 }
 
 fn group(text: &str) -> Result<Group, String> {

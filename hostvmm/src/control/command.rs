@@ -104,7 +104,10 @@ pub enum Command {
     /// `x-checkpoint`.
     Checkpoint,
     /// `x-tidemark-colo`.
-    Colo,
+    Colo {
+        /// Checkpoints up to this one are not wanted.
+        after: u64,
+    },
     /// `x-tidemark-status`.
     Status,
     /// `x-tidemark-checksum`.
@@ -204,7 +207,7 @@ pub(super) fn decode(name: &str, arguments: Map<String, Value>) -> Result<Decode
         "x-colo-lost-heartbeat" => Command::ColoLostHeartbeat,
         "query-colo-status" => Command::QueryColoStatus,
         "x-checkpoint" => Command::Checkpoint,
-        "x-tidemark-colo" => Command::Colo,
+        "x-tidemark-colo" => Command::Colo { after: arguments.integer("after")?.unwrap_or(u64::MAX) },
         "x-tidemark-status" => Command::Status,
         "x-tidemark-checksum" => Command::Checksum,
         name => {

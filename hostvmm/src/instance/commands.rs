@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::log::LogUser;
 use super::rate::DirtyRate;
 use super::{End, Incoming, Instance, Steps, lock};
-use crate::colo::{ColoMode, NoPair};
+use crate::colo::{ColoMode, NoPair, Side};
 use crate::control::command::unknown_capability;
 use crate::control::types::{CapabilityStatus, RunState, StatusInfo, TidemarkStatus, TimeUnit, VcpuStatus};
 use crate::control::{Command, CommandError, Handler};
@@ -20,6 +20,10 @@ use crate::memory::SlotId;
 use crate::migrate::transport::Uri;
 use crate::migrate::{ParameterError, Phase};
 use crate::pass::{PageSource as _, SlotView, sum_r};
+use crate::report::ledger::ColoEntry;
+
+/// Reports of checkpoints in one reply.
+const REPORTS: usize = 32;
 
 /// An instance as its clients see it.
 pub(super) struct Remote(pub(super) Arc<Instance>);
@@ -37,6 +41,9 @@ impl Handler for Remote {
                 done()
             }
             Command::Cont => instance.cont().map_err(CommandError::generic).map(|()| json!({})),
+            Command::Migrate { uri } if instance.monitor.capabilities().x_colo => {
+                instance.protect(address(&uri)?).map_err(CommandError::generic).map(|()| json!({}))
+            }
             Command::Migrate { uri } => {
                 instance.send(address(&uri)?).map_err(CommandError::generic).map(|()| json!({}))
             }
@@ -67,7 +74,7 @@ impl Handler for Remote {
             Command::ColoLostHeartbeat => instance.colo.lost_heartbeat().map_err(no_pair).map(|()| json!({})),
             Command::QueryColoStatus => encode(&instance.colo.status()),
             Command::Checkpoint => instance.colo.request_checkpoint().map_err(no_pair).map(|()| json!({})),
-            Command::Colo => encode(&instance.colo.brief()),
+            Command::Colo { after } => encode(&ColoEntry::new(&instance.colo.after(after, REPORTS))),
             Command::QueryMigrate => match instance.monitor.phase() {
                 Phase::None => done(),
                 _ => encode(&instance.monitor.info()),
@@ -95,7 +102,12 @@ impl Remote {
         if !waits || instance.migrations.is_busy() {
             return Err(CommandError::generic("The incoming migration has already been started"));
         }
-        instance.receive(&uri, exit_on_error).map_err(|error| CommandError::generic(error.to_string()))?;
+        let waits = if instance.options.colo.side == Some(Side::Secondary) {
+            instance.stand_by(&uri)
+        } else {
+            instance.receive(&uri, exit_on_error)
+        };
+        waits.map_err(|error| CommandError::generic(error.to_string()))?;
         done()
     }
 

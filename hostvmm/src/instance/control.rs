@@ -168,7 +168,7 @@ impl RunControl {
     /// Nobody knows which side of the pair goes on: only the operator may let this one.
     pub(super) fn doubt(&mut self) {
         if matches!(self.state, RunState::Colo | RunState::Running | RunState::Paused) {
-            *self = Self { state: RunState::Paused, wanted: false, undecided: true };
+            *self = Self { state: RunState::Paused, wanted: false, undecided: true, kept: false };
         }
     }
 

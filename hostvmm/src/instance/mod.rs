@@ -42,7 +42,7 @@ use self::heartbeat::GapWatch;
 use self::log::{LogUser, SharedLog};
 use self::rate::DirtyRate;
 use self::sections::Luggage;
-use crate::colo::{ColoMonitor, ColoPhase};
+use crate::colo::{ColoMonitor, ColoPhase, Side, Voice};
 use crate::control::types::{RunState, Verification};
 use crate::control::{Address, Events, Server, ServerError};
 use crate::dirty::DirtyLogKind;
@@ -107,6 +107,9 @@ pub enum InstanceError {
     /// The address for an incoming guest cannot be used.
     #[error("--incoming: {0}")]
     Listen(#[from] TransportError),
+    /// The host gives no random bytes.
+    #[error("cannot make a number for the pair: {0}")]
+    Random(#[source] std::io::Error),
     /// The guest did not arrive.
     #[error("incoming migration failed: {0}")]
     Incoming(String),
@@ -223,6 +226,10 @@ pub struct Instance {
     monitor: Monitor,
     /// Sees and steers its COLO pairs.
     colo: Arc<ColoMonitor>,
+    /// Its way to the outside world, of whoever drives a pair while there is one.
+    voice: Mutex<Voice>,
+    /// Whether a thread delivers what the guest emits.
+    speaks: AtomicBool,
     /// Whether the main thread may give the guest its steps.
     gate: Gate,
     migrations: Arc<Migrations>,
@@ -279,7 +286,9 @@ impl Instance {
             log,
             rate: Mutex::default(),
             monitor,
-            colo: colo::watched(&events, &options.colo),
+            colo: colo::watched(&events, &options.colo, &migrations),
+            voice: Mutex::new(colo::voice(&options.colo).map_err(InstanceError::Random)?),
+            speaks: AtomicBool::new(false),
             gate: Gate::default(),
             migrations,
             migration_events,
@@ -304,11 +313,17 @@ impl Instance {
             Some(address) => Some(Server::start(address, remote, self.events.clone())?),
             None => None,
         };
+        if self.options.colo.side.is_some() || self.options.colo.outlet.is_some() {
+            self.speak().map_err(|source| VcpusError::Thread { vcpu: 0, source })?;
+        }
         if let Some(Incoming::From(uri)) = &self.options.incoming {
-            self.receive(uri, true)?;
+            if self.options.colo.side == Some(Side::Secondary) { self.stand_by(uri)? } else { self.receive(uri, true)? }
         } else if self.options.incoming.is_none() && !self.options.paused {
             // A client may have said so already.
             let _ = self.cont();
+            if let Some(peer) = &self.options.colo.peer {
+                self.protect(peer.clone()).map_err(InstanceError::Incoming)?;
+            }
         }
         let progress = Progress::lines();
         // Signals come by `end`.
@@ -325,10 +340,13 @@ impl Instance {
         self.events.emit("SHUTDOWN", Some(json!({ "guest": by_guest, "reason": reason })));
         self.agenda().busy = true;
         self.vcpus.forget_interrupt();
+        self.end_pair();
         self.end_migration();
         // Clients have their last replies and see the end before the verification, which may take long.
         drop(server);
-        self.conclude(end, &mut guest, &progress)
+        let ledger = self.conclude(end, &mut guest, &progress);
+        self.last_words();
+        ledger
     }
 
     /// Asks for the end of [`Self::run`], as Ctrl-C does.

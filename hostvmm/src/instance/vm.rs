@@ -98,7 +98,7 @@ impl Instance {
     /// # Errors
     /// Where nobody could connect there.
     pub(super) fn receive(self: &Arc<Self>, uri: &Uri, exit_on_error: bool) -> Result<(), InstanceError> {
-        let creds = self.incoming_creds()?;
+        let creds = self.creds(Role::Server)?;
         let inbound = Inbound::open(uri, creds.as_ref())?;
         // There is no other: a guest arrives once.
         self.migrations.enter(Duration::ZERO);
@@ -115,10 +115,10 @@ impl Instance {
             .map_err(|source| InstanceError::Listen(TransportError::Io { what: "wait at", uri: uri.clone(), source }))
     }
 
-    /// What a side that waits for the other one proves itself by.
-    pub(super) fn incoming_creds(&self) -> Result<Option<TlsCreds>, TransportError> {
+    /// What this side proves itself by as `role`, if it is to.
+    pub(super) fn creds(&self, role: Role) -> Result<Option<TlsCreds>, TransportError> {
         let creds = self.monitor.parameters().tls_creds;
-        let creds = creds.map(|directory| TlsCreds::load(&directory, Role::Server)).transpose();
+        let creds = creds.map(|directory| TlsCreds::load(&directory, role)).transpose();
         creds.map_err(TransportError::Credentials)
     }
 

@@ -188,11 +188,13 @@ pub struct Capabilities {
     pub return_path: bool,
     /// Pages at fixed offsets of a file. Always so here with `file:`, so it changes nothing.
     pub mapped_ram: bool,
+    /// `migrate` gives the guest a secondary that runs beside it, rather than moving it.
+    pub x_colo: bool,
 }
 
 impl Capabilities {
     /// Names and states, in QEMU's order.
-    pub const fn list(&self) -> [(&'static str, bool); 7] {
+    pub const fn list(&self) -> [(&'static str, bool); 8] {
         [
             ("xbzrle", self.xbzrle),
             ("auto-converge", self.auto_converge),
@@ -201,6 +203,7 @@ impl Capabilities {
             ("return-path", self.return_path),
             ("multifd", self.multifd),
             ("mapped-ram", self.mapped_ram),
+            ("x-colo", self.x_colo),
         ]
     }
 
@@ -217,6 +220,7 @@ impl Capabilities {
             "events" => &mut self.events,
             "return-path" => &mut self.return_path,
             "mapped-ram" => &mut self.mapped_ram,
+            "x-colo" => &mut self.x_colo,
             _ => return Err(ParameterError::Unknown { name: name.to_owned() }),
         };
         *field = state;

@@ -3,6 +3,7 @@
 //! - [`Spec`]: one run as the command line asks for it;
 //! - [`run_passes`], [`run_served`], [`run_matrix`], [`run_faults`], [`run_hugepages`]: the scenarios, each yielding a [`crate::report::Ledger`];
 //! - [`run_migrations`], [`run_cancel`], [`run_kills`], [`run_chain`]: the same of a [`MigrateSpec`], in processes of their own ([`pair`]);
+//! - [`run_colo`], [`run_colo_kills`]: pairs that run the same guest, of a [`ColoSpec`];
 //! - [`cpu`]: KVM and the emulator compared, instruction by instruction;
 //! - [`model`], [`oracle`]: what memory and the dirty log must be, from the plan alone;
 //!
@@ -10,6 +11,8 @@
 
 mod cancel;
 mod chain;
+mod colo;
+mod colo_kills;
 pub mod cpu;
 mod faults;
 mod hugepages;
@@ -35,6 +38,8 @@ use crate::machine::MachineConfig;
 
 pub use cancel::{Moment, run_cancel};
 pub use chain::run_chain;
+pub use colo::{ColoSpec, Failover, run_colo};
+pub use colo_kills::{ColoKill, run_colo_kills};
 pub use faults::{fault_count, run_faults};
 pub use hugepages::run_hugepages;
 pub use interrupt::Interrupt;

@@ -171,11 +171,7 @@ impl ColoEntry {
             value.ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
         };
         let side = if info.status.mode == ColoMode::None { info.status.last_mode } else { info.status.mode };
-        let mut causes = BTreeMap::new();
-        for report in &info.checkpoints {
-            *causes.entry(report.cause.name().to_owned()).or_default() += 1;
-        }
-        Self {
+        let mut entry = Self {
             side: word(serde_json::to_value(side)),
             phase: word(serde_json::to_value(info.phase)),
             reason: word(serde_json::to_value(info.status.reason)),
@@ -189,10 +185,20 @@ impl ColoEntry {
             held_most_bytes: info.held_most.bytes,
             exact: info.exact,
             error: info.error.clone(),
-            causes,
+            causes: BTreeMap::new(),
             rounds: info.checkpoints.iter().map(CheckpointEntry::new).collect(),
             kills: Vec::new(),
             output: None,
+        };
+        entry.count_causes();
+        entry
+    }
+
+    /// Counts the causes of the checkpoints that it has.
+    pub fn count_causes(&mut self) {
+        self.causes.clear();
+        for round in &self.rounds {
+            *self.causes.entry(round.cause.clone()).or_default() += 1;
         }
     }
 }

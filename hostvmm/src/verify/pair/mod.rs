@@ -12,6 +12,7 @@ mod findings;
 mod place;
 mod side;
 mod watch;
+pub(super) mod world;
 
 use std::time::Duration;
 
