@@ -152,6 +152,11 @@ impl Compare {
         std::mem::take(&mut self.released)
     }
 
+    /// What [`Self::take_released`] would yield.
+    pub fn to_release(&self) -> &[Record] {
+        &self.released
+    }
+
     /// Where the two sides first differed since the last commit. A reason for a checkpoint at once.
     pub fn difference(&self) -> Option<Difference> {
         self.difference

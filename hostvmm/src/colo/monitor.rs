@@ -135,6 +135,15 @@ impl ColoMonitor {
         brief
     }
 
+    /// As [`Self::brief`], with the reports of the first `most` checkpoints after number `after`.
+    pub fn after(&self, after: u64, most: usize) -> ColoInfo {
+        let mut brief = self.brief();
+        let state = self.lock();
+        brief.checkpoints =
+            state.info.checkpoints.iter().filter(|report| report.n > after).take(most).cloned().collect();
+        brief
+    }
+
     /// The parameters.
     pub fn parameters(&self) -> ColoParameters {
         self.lock().parameters.clone()

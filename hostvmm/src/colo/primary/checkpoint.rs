@@ -194,7 +194,8 @@ impl Primary<'_> {
 
     /// What was emitted and nobody has seen, of each stream in its order.
     fn unseen(&self) -> Vec<Record> {
-        self.voice.waiting().cloned().chain(self.compare.held_records()).collect()
+        let compared = self.compare.to_release().iter().cloned();
+        self.voice.waiting().cloned().chain(compared).chain(self.compare.held_records()).collect()
     }
 
     /// Planted: a page is forgotten.
