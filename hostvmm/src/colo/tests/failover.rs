@@ -2,7 +2,8 @@
 
 use std::thread;
 
-use super::fixture::{Both, Pair, TestVm, World, monitor, quick};
+use super::fixture::{Both, Pair, TestVm, monitor, quick};
+use crate::colo::outlet::{JsonLines, OwnOutlet};
 use crate::colo::{
     ColoBoundary, ColoError, ColoFault, ColoPhase, Ending, ExitReason, Peer, Side, Voice, protect, shadow,
 };
@@ -123,7 +124,8 @@ fn who_cannot_reach_the_outlet_stands_still_until_it_can() {
 #[test]
 fn without_an_arbiter_an_operator_decides() {
     let pair = Pair::new(None, &quick());
-    let voices = [World::default(), World::default()].map(|world| Voice::new(Box::new(world), false, 5));
+    let outlet = || OwnOutlet::new(Box::new(JsonLines::new(std::io::sink())));
+    let voices = [(); 2].map(|()| Voice::new(Box::new(outlet()), false, 5));
     let both = pair.run_with(voices, |pair| {
         pair.primary_monitor.wait_until(|info| info.checkpoint >= 2);
         pair.primary_monitor.stop().unwrap();
@@ -150,7 +152,9 @@ fn a_survivor_is_protected_again_and_may_be_replaced_once_more() {
     let [ours, theirs] = &mut voices;
     first.primary.start();
     thread::scope(|scope| {
-        [&first.primary, &first.secondary, third].map(|vm| scope.spawn(|| vm.execute()));
+        for vm in [&first.primary, &first.secondary, third] {
+            scope.spawn(|| vm.execute());
+        }
         let (listener, peer) = bind("first");
         let secondary = scope.spawn(|| {
             let outcome = shadow(&first.secondary, listener, theirs, &first.secondary_monitor);
@@ -170,7 +174,7 @@ fn a_survivor_is_protected_again_and_may_be_replaced_once_more() {
         let outcome = secondary.join().unwrap();
         assert_eq!(outcome.ending, Ending::Alone { epoch: 3 }, "{outcome:?}");
         assert!(third.runs() && !first.secondary.runs());
-        [&first.primary, &first.secondary, third].map(TestVm::end);
+        [&first.primary, &first.secondary, third].into_iter().for_each(TestVm::end);
     });
     third.check();
     first.world.check(1);
