@@ -5,13 +5,15 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 use tests::{Run, armv7_firmware_or_skip, firmware_or_skip, run};
 
-/// Passes of a run, and how long each lasts: long enough for some clock lines.
+/// Passes of a run.
 const PASSES: &str = "5";
-const INTERVAL_MS: &str = "500";
+/// How long each lasts, for some beats and for some clock lines.
+const BEATS_MS: &str = "60";
+const LINES_MS: &str = "350";
 
-/// Runs a guest for some seconds.
-fn verify_live(arch: &str, options: &[&str]) -> Option<Run> {
-    verify(arch, &[&["--mode", "live", "--interval-ms", INTERVAL_MS], options].concat())
+/// Runs a guest for a while.
+fn verify_live(arch: &str, interval_ms: &str, options: &[&str]) -> Option<Run> {
+    verify(arch, &[&["--mode", "live", "--interval-ms", interval_ms], options].concat())
 }
 
 fn verify(arch: &str, options: &[&str]) -> Option<Run> {
@@ -38,9 +40,8 @@ fn every_vcpu_beats_on_both_architectures() {
     for arch in ["aarch64", "armv7"] {
         for vcpus in [1, 4] {
             for heartbeat in ["timer:2000", "spin:2000"] {
-                let Some(run) = verify_live(arch, &["--vcpus", &vcpus.to_string(), "--heartbeat", heartbeat]) else {
-                    return;
-                };
+                let options = ["--vcpus", &vcpus.to_string(), "--heartbeat", heartbeat];
+                let Some(run) = verify_live(arch, BEATS_MS, &options) else { return };
                 run.expect_status(0);
                 let entries = run.ledger["heartbeat"].as_array().unwrap();
                 let found: BTreeSet<u64> = entries.iter().map(|entry| number(&entry["vcpu"])).collect();
@@ -48,7 +49,7 @@ fn every_vcpu_beats_on_both_architectures() {
                 for entry in entries {
                     let gaps: u64 = entry["histogram"].as_array().unwrap().iter().map(number).sum();
                     assert_eq!(number(&entry["beats"]), gaps, "{entry}");
-                    assert!(gaps > 100 && number(&entry["cycles"]) > 0, "{arch} {heartbeat}: {entry}");
+                    assert!(gaps > 10 && number(&entry["cycles"]) > 0, "{arch} {heartbeat}: {entry}");
                     assert!(number(&entry["longest_ns"]) >= 2_000_000, "the period is in it: {entry}");
                     // A spinning guest's typical gap is a look at the counter, not the period.
                     let short: u64 = entry["histogram"].as_array().unwrap().iter().take(17).map(number).sum();
@@ -62,7 +63,7 @@ fn every_vcpu_beats_on_both_architectures() {
 #[test]
 fn the_clock_line_counts_seconds_of_the_counter() {
     for (arch, heartbeat) in [("aarch64", "off"), ("armv7", "timer")] {
-        let Some(run) = verify_live(arch, &["--clock-line", "--heartbeat", heartbeat]) else { return };
+        let Some(run) = verify_live(arch, LINES_MS, &["--clock-line", "--heartbeat", heartbeat]) else { return };
         run.expect_status(0);
         let lines = clock_lines(&run);
         assert!(lines.len() >= 2, "{}", run.stderr);

@@ -32,16 +32,18 @@ pub(super) struct SharedLog {
     clean: Pages,
     /// Its first harvest reports every page (KVM_DIRTY_LOG_INITIALLY_SET).
     initially_all_set: bool,
+    /// Memory has huge pages, which a log dissolves.
+    has_huge_pages: bool,
     /// What each user has not taken yet.
     users: Mutex<BTreeMap<LogUser, Pages>>,
 }
 
 impl SharedLog {
-    /// The log of `vm`, which does not run.
-    pub(super) fn new(vm: VmHandle, memory: &GuestMemory, initially_all_set: bool) -> Self {
+    /// The log of `vm`, which does not run; with `has_huge_pages` they come back once it has run.
+    pub(super) fn new(vm: VmHandle, memory: &GuestMemory, initially_all_set: bool, has_huge_pages: bool) -> Self {
         let page_bytes = vm.log_page_bytes();
         let clean = SlotId::ALL.map(|slot| PageBitmap::covering(memory.slot(slot).range().len_bytes(), page_bytes));
-        Self { vm, clean, initially_all_set, users: Mutex::default() }
+        Self { vm, clean, initially_all_set, has_huge_pages, users: Mutex::default() }
     }
 
     /// No pages.
@@ -70,7 +72,14 @@ impl SharedLog {
         if users.remove(&user).is_none() {
             return Ok(());
         }
-        if users.is_empty() { self.vm.stop_dirty_log() } else { Ok(()) }
+        if !users.is_empty() {
+            return Ok(());
+        }
+        // KVM maps a block anew where a protected page of it is written. A guest that writes the same pages over and over has
+        // them all writable, so each is protected once more.
+        let protected = if self.has_huge_pages { self.fetch(&mut users) } else { Ok(()) };
+        self.vm.stop_dirty_log()?;
+        protected
     }
 
     /// `dirty` becomes what was written to `slot` since `user` took it last.

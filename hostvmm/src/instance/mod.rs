@@ -266,7 +266,9 @@ impl Instance {
             return Err(InstanceError::Log(names.join(",")));
         }
         let vcpus = Arc::new(Vcpus::start_paused(&machine)?);
-        let log = SharedLog::new(machine.vm(), machine.memory(), spec.logs.contains(&DirtyLogKind::Initset));
+        let is_set = spec.logs.contains(&DirtyLogKind::Initset);
+        let is_huge = spec.machine.backing.wants_huge_pages();
+        let log = SharedLog::new(machine.vm(), machine.memory(), is_set, is_huge);
         if options.track_dirty {
             log.start(LogUser::History).map_err(RunError::from)?;
         }

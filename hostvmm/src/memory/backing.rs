@@ -135,6 +135,11 @@ impl Backing {
         }
     }
 
+    /// Whether huge pages were asked for.
+    pub const fn wants_huge_pages(self) -> bool {
+        matches!(self, Self::Thp | Self::Hugetlb { .. })
+    }
+
     /// Bytes of the pages that the kernel is asked for: huge ones with `hugetlb`, else the host's.
     pub(super) fn page_bytes(self) -> u64 {
         match self {

@@ -30,7 +30,7 @@ impl Blocks {
         let block_bytes = machine.backing.block_bytes();
         let has = machine.accelerator == Accelerator::Kvm && machine.eager_split.is_none();
         let region = machine.layout().ok()?.region();
-        if !has || block_bytes <= host_page_bytes() {
+        if !has || !machine.backing.wants_huge_pages() || block_bytes <= host_page_bytes() {
             return None;
         }
         let start = region.start().raw();
