@@ -16,8 +16,10 @@ use super::parameters::ColoParameters;
 use crate::migrate::ParameterError;
 use crate::migrate::faults::Planted;
 
-/// Reports of checkpoints that are kept: the last ones.
-const REPORTS: usize = 100_000;
+/// Reports of checkpoints that are kept: the last ones, and some more.
+const REPORTS: usize = 20_000;
+/// Reports that are forgotten at a time.
+const FORGOTTEN: usize = 1000;
 
 /// How a VM came out of a pair.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -245,8 +247,8 @@ impl ColoMonitor {
     pub(super) fn report(&self, report: CheckpointReport) {
         self.show(|info| {
             info.checkpoint = report.n;
-            if info.checkpoints.len() >= REPORTS {
-                info.checkpoints.remove(0);
+            if info.checkpoints.len() >= REPORTS + FORGOTTEN {
+                info.checkpoints.drain(..FORGOTTEN);
             }
             info.checkpoints.push(report);
         });

@@ -79,7 +79,7 @@ pub fn protect(vm: &dyn ColoVm, peer: &Peer, voice: &mut Voice, monitor: &ColoMo
     thread::scope(|scope| {
         if let Some(reader) = reader {
             let sender = sender.clone();
-            scope.spawn(move || listen(reader, &sender, |message, bytes, _| Ok(take(message, bytes)?)));
+            scope.spawn(move || listen(reader, &sender, |message, bytes, _| take(message, bytes)));
         }
         let (more, taken) = sync_channel(1);
         let watched = &watcher;
@@ -283,9 +283,8 @@ impl<'a> Primary<'a> {
             }
             self.tick();
         }
-        if self.is_log_over() {
-            let _ = self.vm.stop_log();
-        }
+        // A log that cannot be stopped costs time and nothing else.
+        let _ = self.vm.stop_log();
         let ending = self.ending.unwrap_or(Ending::Stopped);
         let phase = match ending {
             Ending::Alone { .. } => ColoPhase::Alone,
@@ -299,11 +298,6 @@ impl<'a> Primary<'a> {
         });
         self.monitor.end(phase, self.reason);
         Outcome { ending, error }
-    }
-
-    /// It is stopped whatever the end was.
-    fn is_log_over(&self) -> bool {
-        self.ending.is_some()
     }
 
     /// How long nothing needs to be done.
@@ -419,14 +413,10 @@ impl<'a> Primary<'a> {
             }
         }
         if wishes.stop && self.ending.is_none() {
-            self.feed_stop();
+            self.line.hang_up();
+            self.pause_quietly();
+            self.ending = Some(Ending::Stopped);
         }
-    }
-
-    fn feed_stop(&mut self) {
-        self.line.hang_up();
-        self.pause_quietly();
-        self.ending = Some(Ending::Stopped);
     }
 
     /// Takes what the guest emitted, unless the outlet keeps it waiting; and releases what may be seen. Whether it took.

@@ -414,11 +414,9 @@ impl Secondary<'_> {
 
     /// Stops the guest, and learns what it wrote and emitted until then.
     fn stop(&mut self) -> Result<(), ColoError> {
-        if std::mem::take(&mut self.is_running) {
-            if let Err(error) = self.vm.pause() {
-                self.is_running = true;
-                return Err(error.into());
-            }
+        if self.is_running {
+            self.vm.pause()?;
+            self.is_running = false;
         }
         if self.is_logging {
             let mut fresh = pages::clean(self.vm.memory(), self.vm.log_page_bytes());

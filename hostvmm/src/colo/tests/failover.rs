@@ -38,14 +38,15 @@ fn a_channel_cut_at_any_boundary_leaves_exactly_one() {
     for boundary in ColoBoundary::ALL {
         for checkpoint in [1, 3] {
             let mut pair = Pair::new(Some([b'a', b'b']), &quick());
-            let fault = Some(ColoFault { boundary, action: Action::Cut, checkpoint });
+            let plan = ColoFault { boundary, action: Action::Cut, checkpoint };
+            let fault = Some(plan);
             if boundary.is_primary() {
                 pair.primary_monitor = monitor(&quick()).with_faults(fault, None);
             } else {
                 pair.secondary_monitor = monitor(&quick()).with_faults(fault, None);
             }
             let both = pair.run(|_| ());
-            assert_one(&pair, &both, &format!("{}", fault.unwrap()));
+            assert_one(&pair, &both, &plan.to_string());
         }
     }
 }

@@ -81,6 +81,9 @@ struct World {
     seen_by: Vec<u64>,
 }
 
+/// Takes each step that is possible, as a change of the world.
+type Steps<'a> = &'a mut dyn FnMut(&dyn Fn(&mut World));
+
 impl World {
     fn new(parted: [bool; 2], most_checkpoints: u64) -> Self {
         fn side<M>(machine: M, runs: bool, is_parted: bool) -> Side<M> {
@@ -229,7 +232,7 @@ impl World {
         all
     }
 
-    fn guests(&self, to: &mut dyn FnMut(&dyn Fn(&mut Self))) {
+    fn guests(&self, to: Steps<'_>) {
         // What it says is what the other would say at that place, or not.
         if self.primary.is_alive && self.primary.runs && self.primary.history.len() < EMITS {
             to(&|next| next.primary.history.push(2));
@@ -253,7 +256,7 @@ impl World {
         }
     }
 
-    fn messages(&self, to: &mut dyn FnMut(&dyn Fn(&mut Self))) {
+    fn messages(&self, to: Steps<'_>) {
         if self.secondary.is_alive && !self.secondary.has_hung_up && !self.down.is_empty() {
             to(&|next| match next.down.pop_front() {
                 Some(Down::Request(n)) => next.secondary(SecondaryEvent::Request(n)),
@@ -294,7 +297,7 @@ impl World {
         }
     }
 
-    fn losses(&self, to: &mut dyn FnMut(&dyn Fn(&mut Self))) {
+    fn losses(&self, to: Steps<'_>) {
         if !self.is_cut {
             // What is on its way is lost with it, or still arrives.
             to(&|next| {
@@ -318,12 +321,12 @@ impl World {
         }
         if self.may_mend {
             to(&|next| {
-                (next.may_mend, next.primary.reaches_outlet, next.secondary.reaches_outlet) = (false, true, true)
+                (next.may_mend, next.primary.reaches_outlet, next.secondary.reaches_outlet) = (false, true, true);
             });
         }
     }
 
-    fn outlet(&self, to: &mut dyn FnMut(&dyn Fn(&mut Self))) {
+    fn outlet(&self, to: Steps<'_>) {
         if self.primary.is_alive && self.primary.reaches_outlet {
             if self.primary.machine.state() == PrimaryState::Claiming {
                 to(&|next| {
