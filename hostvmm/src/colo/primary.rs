@@ -5,20 +5,24 @@
 //! decides. A thread reads the channel, one beats, one waits for the guest's output.
 
 mod checkpoint;
+mod meeting;
+mod sending;
+mod speaking;
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use self::checkpoint::Current;
 pub(super) use self::checkpoint::in_parts;
+use self::meeting::{Met, Unmet, meet};
 use super::compare::Compare;
 use super::error::ColoError;
 use super::faults::ColoBoundary;
 use super::info::{Cause, ColoPhase, Divergence, ExitReason, Held};
-use super::link::{Event, Line, Peer, connect, events, listen};
+use super::link::{Event, Line, Peer, events, listen};
 use super::monitor::{ColoMonitor, Ending};
 use super::outlet::OutletError;
 use super::output::Positions;
@@ -29,11 +33,10 @@ use super::voice::Voice;
 use super::{Outcome, Side, watch};
 use crate::memory::SlotId;
 use crate::migrate::digest::Leaves;
-use crate::migrate::frames::{FrameReader, FrameWriter};
+use crate::migrate::frames::FrameReader;
 use crate::migrate::pages::Packer;
 use crate::migrate::source::pieces::Pieces;
-use crate::migrate::transport::CancelToken;
-use crate::migrate::wire::{ColoMessage, ColoOffer, Features, Message, PageBatch, PassEnd, Session, SlotPass, Text};
+use crate::migrate::wire::{ColoMessage, ColoOffer, Message, SlotPass, Text};
 use crate::migrate::{MigrateError, Moment};
 
 /// How long a secondary that beats may take for an answer.
@@ -102,63 +105,6 @@ fn take(message: Message, payload_bytes: u32) -> Result<Option<Message>, ColoErr
         message if payload_bytes == 0 => Ok(Some(message)),
         _ => Err(ColoError::Unexpected { tag: "with a payload" }),
     }
-}
-
-/// A secondary that has agreed.
-struct Met {
-    reader: FrameReader,
-    line: Line,
-    offer: ColoOffer,
-    /// What the outlet has accepted, for the heartbeat to tell.
-    accepted: Arc<Mutex<Positions>>,
-}
-
-/// An error, and the epoch that the VM owns all the same.
-type Unmet = (u64, ColoError);
-
-/// Claims the outlet if nobody has yet, and greets the secondary.
-fn meet(vm: &dyn ColoVm, peer: &Peer, voice: &mut Voice, monitor: &ColoMonitor) -> Result<Met, Unmet> {
-    if voice.epoch() == 0 {
-        voice.claim(1, Side::Primary).map_err(|error| (0, error.into()))?;
-        monitor.show(|info| info.epoch = 1);
-    }
-    agree(vm, peer, voice, monitor).map_err(|error| (voice.epoch(), error))
-}
-
-fn agree(vm: &dyn ColoVm, peer: &Peer, voice: &Voice, monitor: &ColoMonitor) -> Result<Met, ColoError> {
-    let host = |what| move |source| MigrateError::Host { what, source };
-    let cancel = CancelToken::new().map_err(host("connect to a secondary"))?;
-    let (channel, clock) = connect(peer, &cancel)?;
-    let handle = channel.handle();
-    monitor.set_cut({
-        let handle = handle.clone();
-        move || handle.shutdown()
-    });
-    let parameters = monitor.parameters();
-    let salt = Session::random().map_err(host("get random bytes"))?.raw() as u64;
-    let offer = ColoOffer {
-        pair: voice.pair(),
-        epoch: voice.epoch(),
-        compare: parameters.x_colo_compare,
-        digest: parameters.x_colo_digest,
-        salt,
-        clock,
-        description: vm.describe(),
-    };
-    let (reader, writer) = channel.split();
-    let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter::new(writer));
-    writer.send(&Message::Colo(ColoMessage::Offer(Box::new(offer.clone()))))?;
-    match reader.next()?.0 {
-        Message::Accept { features } if features == Features::NONE => {}
-        Message::Refuse(mismatch) => return Err(ColoError::Refused(mismatch)),
-        Message::Failure { text } => return Err(ColoError::Peer { text }),
-        _ => return Err(ColoError::Unexpected { tag: "in place of an answer to the offer" }),
-    }
-    let accepted = Arc::new(Mutex::new(voice.accepted()));
-    let told = Arc::clone(&accepted);
-    let beat = move || ColoMessage::PrimaryAlive { accepted: *told.lock().unwrap_or_else(PoisonError::into_inner) };
-    let line = Line::new(writer, handle, &parameters, beat)?;
-    Ok(Met { reader, line, offer, accepted })
 }
 
 /// A pair, as its primary drives it.
@@ -419,59 +365,6 @@ impl<'a> Primary<'a> {
         }
     }
 
-    /// Takes what the guest emitted, unless the outlet keeps it waiting; and releases what may be seen. Whether it took.
-    fn speak(&mut self) -> bool {
-        if self.ending.is_some() || self.machine.state() == PrimaryState::Claiming {
-            return false;
-        }
-        let has_room = !self.voice.is_full() && !self.compare.is_full();
-        if has_room && let Err(error) = self.take_output() {
-            self.lose(error);
-            return false;
-        }
-        if self.offer.compare && self.machine.may_compare() {
-            let released = self.compare.take_released();
-            let count = released.len() as u64;
-            if count > 0 {
-                self.monitor.show(|info| info.compared += count);
-            }
-            self.release(released);
-        } else {
-            self.release(Vec::new());
-        }
-        has_room
-    }
-
-    fn take_output(&mut self) -> Result<(), ColoError> {
-        for record in self.vm.output().take() {
-            self.compare.push_own(record)?;
-        }
-        let held = Held { records: self.compare.held().records as u64, bytes: self.compare.held().bytes as u64 };
-        if held.records > 0 {
-            self.monitor.show(|info| {
-                info.held = held;
-                info.held_most.records = info.held_most.records.max(held.records);
-                info.held_most.bytes = info.held_most.bytes.max(held.bytes);
-            });
-        }
-        Ok(())
-    }
-
-    /// `records` may be seen.
-    fn release(&mut self, records: Vec<super::output::Record>) {
-        if records.is_empty() && self.voice.is_silent() {
-            return;
-        }
-        if let Err(error) = self.voice.say(records) {
-            self.error.get_or_insert(error.into());
-            self.feed(PrimaryEvent::Fenced);
-            return;
-        }
-        *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = self.voice.accepted();
-        let accepted = super::output::StreamId::all().map(|stream| self.voice.accepted().get(stream)).sum();
-        self.monitor.show(|info| info.accepted = accepted);
-    }
-
     /// What time brings.
     fn tick(&mut self) {
         if self.ending.is_some() {
@@ -528,67 +421,6 @@ impl<'a> Primary<'a> {
                 self.want = Some(Cause::Interval);
             }
         }
-    }
-
-    /// One piece of pages, and now and then a harvest for more.
-    fn send_in_background(&mut self, parameters: &super::ColoParameters) -> Result<(), ColoError> {
-        if let Some(pieces) = &mut self.pieces {
-            if let Some((slot, piece)) = pieces.next() {
-                self.background_pages += piece.iter().map(|run| run.end - run.start).sum::<u64>();
-                return self.send_piece(slot, &piece);
-            }
-            self.pieces = None;
-            return self.end_pass();
-        }
-        let is_due = parameters.background().is_some_and(|pause| self.harvested_at.elapsed() >= pause);
-        if is_due && self.machine.state() == PrimaryState::Running {
-            let mut fresh = pages::clean(self.vm.memory(), self.vm.log_page_bytes());
-            pages::harvest(self.vm, &mut fresh)?;
-            self.harvested_at = Instant::now();
-            pages::add(&mut self.dirty, &fresh);
-            pages::add(&mut self.unsent, &fresh);
-            if pages::count(&self.unsent) > 0 {
-                self.pieces = Some(Pieces::new(&self.unsent));
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends `piece`, which was harvested; what is written from here on is dirty once more.
-    fn send_piece(&mut self, slot: SlotId, piece: &[std::ops::Range<u64>]) -> Result<(), ColoError> {
-        self.packer.begin(slot, self.pass);
-        for run in piece {
-            let mut run = run.clone();
-            while !run.is_empty() {
-                for page in run.clone() {
-                    self.unsent[slot.index()].clear(page);
-                }
-                self.packer.add(self.vm.memory(), &self.leaves, &mut run).map_err(MigrateError::from)?;
-                if self.packer.is_full() {
-                    self.send_batch()?;
-                }
-            }
-        }
-        self.send_batch()
-    }
-
-    fn send_batch(&mut self) -> Result<(), ColoError> {
-        if let Some(packed) = self.packer.take() {
-            if let Message::Pages(PageBatch { slot, digest, runs, .. }) = &packed.message {
-                let sent = &mut self.sent[slot.index()];
-                sent.pages += runs.iter().map(|run| u64::from(run.count)).sum::<u64>();
-                sent.digest = sent.digest.wrapping_add(*digest);
-            }
-            self.line.send_pages(&packed.message, packed.payload)?;
-        }
-        Ok(())
-    }
-
-    fn end_pass(&mut self) -> Result<(), ColoError> {
-        let slots = std::mem::take(&mut self.sent);
-        self.line.send_plain(&Message::PassEnd(PassEnd { pass: self.pass, slots }))?;
-        self.pass = self.pass.wrapping_add(1);
-        Ok(())
     }
 
     /// The secondary is lost to this side.
@@ -703,42 +535,6 @@ impl<'a> Primary<'a> {
             self.vm.resume();
             self.report();
         }
-    }
-
-    /// Claims the outlet, if it is time to.
-    fn claim(&mut self) {
-        if self.claim_at.is_none_or(|at| Instant::now() < at) {
-            return;
-        }
-        match self.voice.claim(self.machine.epoch(), Side::Primary) {
-            Ok(()) => self.feed(PrimaryEvent::Granted),
-            Err(OutletError::Unreachable(_) | OutletError::Ahead { .. }) => {
-                let pause = self.monitor.parameters().heartbeat().max(CLAIM_AGAIN);
-                self.claim_at = Some(Instant::now() + pause);
-            }
-            Err(error) => {
-                self.error = Some(error.into());
-                self.feed(PrimaryEvent::Fenced);
-            }
-        }
-    }
-
-    /// The only one: everything may be seen.
-    fn survive(&mut self, epoch: u64) -> Option<PrimaryEvent> {
-        if let Err(error) = self.take_output() {
-            self.error.get_or_insert(error);
-        }
-        self.compare.release_all();
-        let released = self.compare.take_released();
-        if let Err(error) = self.voice.say(released) {
-            self.error.get_or_insert(error.into());
-            return Some(PrimaryEvent::Fenced);
-        }
-        let accepted = super::output::StreamId::all().map(|stream| self.voice.accepted().get(stream)).sum();
-        self.monitor.show(|info| (info.epoch, info.accepted) = (epoch, accepted));
-        self.vm.survive(Side::Primary);
-        self.ending = Some(Ending::Alone { epoch });
-        None
     }
 
     /// This side could not do its part of a checkpoint.
