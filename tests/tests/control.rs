@@ -149,6 +149,32 @@ fn a_destination_that_does_not_fit_says_why_on_both_sides() {
 }
 
 #[test]
+fn a_guest_that_was_saved_runs_on_here_or_where_it_is_loaded() {
+    if firmware_or_skip().is_none() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let vm = Vm::start(directory.path(), "a", &[]);
+    let uri = format!("file:{}", directory.path().join("guest").display());
+    let status = |vm: &Vm| vm.qmp(&["query-status"])[0]["return"]["status"].clone();
+    client(&["migrate", &uri], &vm).expect_status(0);
+    assert_eq!(status(&vm), "postmigrate");
+    assert_eq!(vm.qmp(&["cont"])[0]["return"], serde_json::json!({}));
+    assert_eq!(status(&vm), "running");
+    // Saved once more, and then loaded: it runs there.
+    client(&["migrate", &uri], &vm).expect_status(0);
+    let other = Vm::start(directory.path(), "b", &["--incoming", &uri]);
+    while status(&other) != "running" {
+        std::thread::yield_now();
+    }
+    let refusal = vm.qmp(&["cont"])[0]["error"]["desc"].as_str().unwrap().to_owned();
+    assert!(refusal.contains("loaded from the file"), "{refusal}");
+    other.quit();
+    assert_eq!(vm.qmp(&["cont"])[0]["return"], serde_json::json!({}), "that one has ended");
+    vm.quit();
+}
+
+#[test]
 fn options_that_contradict_each_other_are_usage_errors() {
     for (options, word) in [
         (&["--paused"][..], "--qmp"),

@@ -102,6 +102,70 @@ fn a_listener_is_the_owners_alone_and_garbage_gets_nothing() {
 }
 
 #[test]
+fn without_a_certificate_nobody_comes_in_and_the_one_with_it_does() {
+    let Some(firmware) = firmware_or_skip() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let keys = |name: &str| {
+        let keys = directory.path().join(name).display().to_string();
+        run(["tls-keygen", keys.as_str()], false).expect_status(0);
+        keys
+    };
+    let (ours, others) = (keys("ours"), keys("others"));
+    let uri = format!("unix:{}/m", directory.path().display());
+    let destination =
+        Vm::start(directory.path(), "destination", options(firmware, &["--tls-creds", &ours, "--incoming", &uri]));
+    for (name, more, word) in
+        [("plain", [].as_slice(), "error"), ("stranger", &["--tls-creds", others.as_str()], "certificate")]
+    {
+        let source = Vm::start(directory.path(), name, options(firmware, more));
+        source.client(&["migrate", &uri]).expect_refusal(1, word);
+        expect_goes_on(source);
+    }
+    let source = Vm::start(directory.path(), "source", options(firmware, &["--tls-creds", &ours]));
+    source.client(&["migrate", &uri]).expect_status(0);
+    source.end().expect_status(0);
+    destination.end().expect_status(0);
+}
+
+#[test]
+fn a_migration_to_a_stopped_destination_shows_its_silence_and_is_cancelled_at_once() {
+    let Some(firmware) = firmware_or_skip() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let uri = format!("unix:{}/m", directory.path().display());
+    let stops = ["--plant-migration-fault", "destination-pages=stop", "--incoming", &uri];
+    let destination = Vm::start(directory.path(), "destination", options(firmware, &stops));
+    let mut source = Vm::start(directory.path(), "source", options(firmware, &[]));
+    source.client(&["migrate", "-d", &uri]).expect_status(0);
+    source.until("silence", |source| {
+        let info: serde_json::Value =
+            serde_json::from_str(&source.client(&["info", "migrate", "--json"]).stdout).unwrap();
+        assert_eq!(info["status"], "active", "{info}");
+        info["x-silent"].as_u64().filter(|ms| *ms >= 50)
+    });
+    source.client(&["migrate-cancel"]).expect_status(0);
+    source.until("the end of the migration", |source| {
+        source.client(&["info", "migrate"]).stdout.contains("cancelled").then_some(())
+    });
+    // It is killed as it is: stopped.
+    drop(destination);
+    expect_goes_on(source);
+}
+
+#[test]
+fn a_destination_does_not_clear_its_sources_memory() {
+    let Some(firmware) = firmware_or_skip() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let share = directory.path().join("region");
+    std::fs::File::create(&share).unwrap().set_len(8 << 20).unwrap();
+    let share = share.to_str().unwrap();
+    let source = Vm::start(directory.path(), "source", options(firmware, &["--share", share]));
+    let uri = format!("unix:{}/m", directory.path().display());
+    let same = options(firmware, &["--share", share, "--incoming", &uri]);
+    run(["run"].into_iter().chain(same), false).expect_refusal(2, "memory of a VM");
+    expect_goes_on(source);
+}
+
+#[test]
 fn options_that_no_migration_has_are_usage_errors() {
     let refuse = |arguments: &[&str], word: &str| run(arguments, false).expect_refusal(2, word);
     refuse(&["verify", "migrate", "--uri", "pigeon"], "pigeon");

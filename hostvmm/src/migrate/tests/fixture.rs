@@ -32,6 +32,10 @@ pub(super) struct TestVm {
     memory: GuestMemory,
     state: Mutex<State>,
     seed: u64,
+    ram_pages: u64,
+    vcpus: u32,
+    tables: Tables,
+    accelerator: Accelerator,
     throttle: AtomicU8,
     harvests: AtomicU64,
 }
@@ -65,6 +69,10 @@ impl TestVm {
             memory: GuestMemory::new(range(map::RAM_BASE), range(map::REGION_BASE), None).unwrap(),
             state: Mutex::default(),
             seed: 1,
+            ram_pages: PAGES,
+            vcpus: 1,
+            tables: Tables::V8(VaBits::ALL[1]),
+            accelerator: Accelerator::Emulator,
             throttle: AtomicU8::new(0),
             harvests: AtomicU64::new(0),
         }
@@ -107,6 +115,26 @@ impl TestVm {
     /// It was made with another option.
     pub(super) fn with_seed(self, seed: u64) -> Self {
         Self { seed, ..self }
+    }
+
+    /// It says that it has so much RAM.
+    pub(super) fn with_ram_pages(self, ram_pages: u64) -> Self {
+        Self { ram_pages, ..self }
+    }
+
+    /// It says that it has so many vCPUs.
+    pub(super) fn with_vcpus(self, vcpus: u32) -> Self {
+        Self { vcpus, ..self }
+    }
+
+    /// It says that its guest has these tables.
+    pub(super) fn with_tables(self, tables: Tables) -> Self {
+        Self { tables, ..self }
+    }
+
+    /// It says that this is what executes it.
+    pub(super) fn on(self, accelerator: Accelerator) -> Self {
+        Self { accelerator, ..self }
     }
 
     /// Its log has a fault.
@@ -198,11 +226,11 @@ impl TestVm {
     fn describe(&self) -> Description {
         let page = host_page_bytes();
         let boot = BootInfo {
-            tables: Tables::V8(VaBits::ALL[1]),
-            vcpus: 1,
+            tables: self.tables,
+            vcpus: self.vcpus,
             flags: 0,
             region: GuestRange::new(map::REGION_BASE, PAGES * page).unwrap(),
-            ram: GuestRange::new(map::RAM_BASE, PAGES * page).unwrap(),
+            ram: GuestRange::new(map::RAM_BASE, self.ram_pages * page).unwrap(),
             seed: self.seed,
             pattern: 0,
             params: Default::default(),
@@ -210,7 +238,7 @@ impl TestVm {
             output: GuestOutput::Off,
         };
         Description {
-            accelerator: Accelerator::Emulator,
+            accelerator: self.accelerator,
             boot,
             page_bytes: page as u32,
             counter_hz: 62_500_000,

@@ -4,9 +4,11 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 
+use abi::{Tables, VaBits};
 use serde_json::json;
 
-use super::fixture::{TestVm, migrate};
+use super::fixture::{PAGES, TestVm, migrate};
+use crate::backend::Accelerator;
 use crate::memory::SlotId;
 use crate::migrate::transport::{Listener, Uri};
 use crate::migrate::wire::{
@@ -396,10 +398,21 @@ fn garbage_before_the_source_costs_nothing() {
 
 #[test]
 fn another_machine_is_refused_on_both_sides_in_the_same_words() {
-    let (from, to) = (TestVm::with_guest(), TestVm::empty().with_seed(2));
-    let outcome = migrate(&from, &to, &Monitor::new(), &Monitor::new());
-    let (sent, received) = (outcome.source.unwrap_err(), outcome.destination.unwrap_err());
-    assert_eq!(sent.to_string(), received.to_string());
-    assert!(sent.to_string().contains("seed"), "{sent}");
-    assert!(from.runs() && !to.runs());
+    for (to, word) in [
+        (TestVm::empty().with_seed(2), "seed"),
+        (TestVm::empty().with_ram_pages(PAGES / 2), "RAM"),
+        (TestVm::empty().with_vcpus(2), "vCPUs"),
+        (TestVm::empty().with_tables(Tables::Lpae), "architecture"),
+        (TestVm::empty().with_tables(Tables::V8(VaBits::ALL[0])), "VA bits"),
+        (TestVm::empty().on(Accelerator::Kvm), "accelerator"),
+    ] {
+        let from = TestVm::with_guest();
+        let outcome = migrate(&from, &to, &Monitor::new(), &Monitor::new());
+        let (sent, received) = (outcome.source.unwrap_err(), outcome.destination.unwrap_err());
+        assert_eq!(sent.to_string(), received.to_string());
+        assert!(sent.to_string().contains(word), "{word}: {sent}");
+        assert!(!sent.to_string().contains('\n'), "{sent}");
+        assert!(from.runs() && !to.runs());
+        from.assert_healthy();
+    }
 }

@@ -46,7 +46,8 @@ fn a_guest_that_writes_moves_with_all_its_bytes() {
     let split = sent.downtime_split.unwrap();
     let parts =
         split.final_pass_ns + split.state_ns + split.digest_ns + split.transfer_ns + split.verify_ns + split.load_ns;
-    assert_eq!(parts + split.resume_ns, split.total_ns, "the parts follow each other");
+    let apart_ns = (parts + split.resume_ns).abs_diff(split.total_ns);
+    assert!(apart_ns <= split.uncertainty_ns, "the parts follow each other, as far as the clocks are known: {split:?}");
     let ram = sent.ram.unwrap();
     assert_eq!(ram.normal + ram.duplicate, 1024 + 313);
     assert_eq!(ram.remaining, 0);
