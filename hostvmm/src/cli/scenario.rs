@@ -57,7 +57,7 @@ impl MigrationArgs {
             ("--at", !self.at.is_empty(), is(&[Scenario::Cancel])),
             ("--kills", !self.kills.is_empty(), is(&[Scenario::Cancel, Scenario::Colo])),
             ("--verify-guest", self.verify_guest, any),
-            ("--settle-ms", self.settle_ms.is_some(), any),
+            ("--settle-ms", self.settle_ms.is_some(), any || pair),
             ("--patience-ms", self.patience_ms.is_some(), any || pair),
         ];
         stray.into_iter().find(|(_, given, fits)| *given && !fits).map(|(name, ..)| name)

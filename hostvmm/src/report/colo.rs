@@ -62,6 +62,13 @@ pub(super) fn text(entry: &ColoEntry) -> String {
             output.owners.join(", then ")
         ));
     }
+    if let (Some(alone), Some(paired)) = (entry.steps_per_s_alone, entry.steps_per_s_paired) {
+        let percent = paired * 100 / alone.max(1);
+        line(format!("steps a second: {alone} alone, {paired} in the pair, {percent} %"));
+    }
+    if let Some(peak) = entry.secondary_peak_bytes {
+        line(format!("the secondary had at most {} MiB resident", peak >> 20));
+    }
     if !entry.rounds.is_empty() {
         line(stops(&entry.rounds));
         line(rounds(&entry.rounds));

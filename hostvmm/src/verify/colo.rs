@@ -27,6 +27,8 @@ use crate::report::{Ledger, Progress};
 
 /// The guest completes so many steps before it is given a secondary, and once it is alone again.
 const STEPS: u64 = 2;
+/// What a secondary may have resident beside its RAM and its cache.
+const BESIDE_BYTES: u64 = 64 << 20;
 /// How long it is waited for a side's words once its pair is over.
 const WORDS: Duration = Duration::from_secs(5);
 /// How often it is looked for them.
@@ -93,6 +95,8 @@ pub(super) struct Pair<'a> {
     pub(super) world: World,
     pub(super) primary: Side,
     pub(super) secondary: Side,
+    /// Steps a second before the pair, where that was measured.
+    alone: Option<f64>,
 }
 
 impl<'a> Pair<'a> {
@@ -120,10 +124,11 @@ impl<'a> Pair<'a> {
         }
         secondary.execute("migrate-incoming", json!({ "uri": ends.destination }))?;
         primary.wait_steps(&watch, STEPS)?;
+        let alone = if spec.settle.is_zero() { None } else { Some(primary.speed(&watch, spec.settle)?) };
         let on = json!({ "capabilities": [{ "capability": "x-colo", "state": true }] });
         primary.execute("migrate-set-capabilities", on)?;
         primary.execute("migrate", json!({ "uri": ends.source }))?;
-        Ok(Self { watch, world, primary, secondary })
+        Ok(Self { watch, world, primary, secondary, alone })
     }
 
     /// Waits until `side` is the only one, and its guest runs.
@@ -136,11 +141,18 @@ impl<'a> Pair<'a> {
     }
 }
 
+/// Silence after which a side is taken for lost, in ms, unless the command line says otherwise: no side is lost here but by an
+/// end that its connection tells of, and a busy host is none.
+const PATIENCE_MS: u64 = 30_000;
+
 /// Runs a pair.
 ///
 /// # Errors
 /// [`RunError`] where the run cannot be made; what checks find is in the ledger.
 pub fn run_colo(spec: &ColoSpec, interrupt: &Interrupt, progress: &Progress) -> Result<Ledger, RunError> {
+    let mut spec = spec.clone();
+    spec.pair.parameters.entry("x-colo-heartbeat-limit").or_insert_with(|| json!(PATIENCE_MS));
+    let spec = &spec;
     let mut ledger = spec.pair.blank_ledger();
     let result = drive(spec, Watch::new(spec.pair.timeout, interrupt), progress, &mut ledger);
     conclude(&mut ledger, result)?;
@@ -158,7 +170,12 @@ fn drive(spec: &ColoSpec, watch: Watch<'_>, progress: &Progress, ledger: &mut Le
             return Ok(());
         }
     };
-    let Pair { world, primary, secondary, .. } = pair;
+    let paired = match pair.alone {
+        Some(_) => Some(pair.primary.speed(&watch, spec.pair.settle)?),
+        None => None,
+    };
+    let peak = pair.secondary.peak_bytes();
+    let Pair { world, primary, secondary, alone, .. } = pair;
     let (mut survivor, name, other) = match spec.failover {
         Failover::None => {
             let left = secondary.quit(&watch)?;
@@ -187,6 +204,16 @@ fn drive(spec: &ColoSpec, watch: Watch<'_>, progress: &Progress, ledger: &mut Le
     judge_rounds(&mut Findings::of_run(ledger), spec.checkpoints, digested, &entry);
     let seen = world.judge(&spec.pair.base, &mut Findings::of_run(ledger))?;
     entry.output = Some(seen);
+    entry.secondary_peak_bytes = peak;
+    (entry.steps_per_s_alone, entry.steps_per_s_paired) = (alone.map(|it| it as u64), paired.map(|it| it as u64));
+    let machine = &spec.pair.base.machine;
+    let most = 2 * (machine.ram_bytes + machine.region_bytes) + BESIDE_BYTES;
+    Findings::of_run(ledger).check(
+        "memory",
+        peak.is_none_or(|peak| peak <= most),
+        &format!("at most {most} bytes"),
+        || format!("{} bytes resident at the secondary", peak.unwrap_or_default()),
+    );
     ledger.colo = Some(entry);
     Ok(())
 }

@@ -32,7 +32,7 @@ const CHECKPOINT: u64 = 3;
 /// How long a stopped side stands still beyond the other's patience.
 const STOPPED: Duration = Duration::from_millis(300);
 /// Silence after which a side is taken for lost, in ms, unless the command line says otherwise.
-const PATIENCE_MS: u64 = 400;
+const PATIENCE_MS: u64 = 1500;
 
 /// A fault to be planted, as `BOUNDARY=ACTION` or `BOUNDARY=ACTION@CHECKPOINT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -48,6 +48,15 @@ pub struct ColoEntry {
     /// Sides that were killed, stopped or cut off on purpose.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub kills: Vec<KillEntry>,
+    /// Most memory that the secondary ever had resident, guest memory and cache included; in `verify colo`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub secondary_peak_bytes: Option<u64>,
+    /// Steps of all vCPUs a second before the pair; where that was measured.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub steps_per_s_alone: Option<u64>,
+    /// The same in the pair.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub steps_per_s_paired: Option<u64>,
     /// What the outside world saw; in `verify colo`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub output: Option<ColoOutputEntry>,
@@ -188,6 +197,9 @@ impl ColoEntry {
             causes: BTreeMap::new(),
             rounds: info.checkpoints.iter().map(CheckpointEntry::new).collect(),
             kills: Vec::new(),
+            secondary_peak_bytes: None,
+            steps_per_s_alone: None,
+            steps_per_s_paired: None,
             output: None,
         };
         entry.count_causes();

@@ -337,6 +337,15 @@ impl Side {
         self.process.id()
     }
 
+    /// Most bytes that it ever had resident; `None` where the host does not say.
+    pub(in crate::verify) fn peak_bytes(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).ok()?;
+        // proc_pid_status(5): VmHWM, in KiB.
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kib << 10)
+    }
+
     /// Whether the process is stopped by a signal.
     pub(in crate::verify) fn is_stopped(&self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).unwrap_or_default();
