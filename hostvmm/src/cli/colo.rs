@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::args::VerifyArgs;
+use super::common::OutputArg;
 use super::ending::Ending;
 use super::migrations;
 use crate::report::{Ledger, Progress};
@@ -21,7 +22,12 @@ const INTERVAL_MS: u64 = 20;
 /// An [`Ending`] by what is wrong with the options, or what this host lacks.
 pub(super) fn run(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger, Ending> {
     let kills = kills(&args.migration.kills).map_err(|why| Ending::usage(format!("--kills: {why}")))?;
-    let mut pair = migrations::spec(args, &args.common, "colo", Duration::ZERO)?;
+    let mut common = args.common.clone();
+    if common.guest_output == OutputArg::Off {
+        // There must be something to compare.
+        common.guest_output = OutputArg::Steps;
+    }
+    let mut pair = migrations::spec(args, &common, "colo", Duration::ZERO)?;
     if matches!(pair.way, Way::File | Way::Fd) || (matches!(pair.way, Way::Given(_)) && !kills.is_empty()) {
         let way = pair.way;
         return Err(Ending::usage(format!("--uri {way}: a pair needs a way with two live ends, like unix")));

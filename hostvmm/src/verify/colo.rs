@@ -163,7 +163,9 @@ fn drive(spec: &ColoSpec, watch: Watch<'_>, progress: &Progress, ledger: &mut Le
     let place = Place::new().map_err(PairError::Place)?;
     let plants = plants(spec.omission);
     let mut pair = Pair::begin(&spec.pair, watch, &place, [&plants[0], &plants[1]])?;
-    let rounds = match wait_checkpoints(&mut pair, spec.checkpoints, progress)? {
+    // A page that the secondary alone has written is sure to be there where the primary's guest stands still meanwhile.
+    let halts = spec.omission.is_some_and(|planted| planted.omission == Omission::Secondary);
+    let rounds = match wait_checkpoints(&mut pair, spec.checkpoints, halts, progress)? {
         Ok(rounds) => rounds,
         Err(error) => {
             Findings::of_run(ledger).fail("checkpoint", format!("{} exact checkpoints", spec.checkpoints), error);
@@ -232,10 +234,12 @@ fn plants(omission: Option<PlantedOmission>) -> [Vec<String>; 2] {
 /// Phases of a pair that goes on.
 const PAIRED: [&str; 4] = ["setup", "syncing", "running", "checkpoint"];
 
-/// Waits for so many checkpoints, and returns them; or what ended the pair before.
+/// Waits for so many checkpoints, and returns them; or what ended the pair before. With `halts` the primary's guest is stopped
+/// and let run in turns.
 fn wait_checkpoints(
     pair: &mut Pair<'_>,
     checkpoints: u64,
+    halts: bool,
     progress: &Progress,
 ) -> Result<Result<Vec<CheckpointEntry>, String>, PairError> {
     let what = format!("{checkpoints} checkpoints");
@@ -251,6 +255,9 @@ fn wait_checkpoints(
         })?;
         if here.rounds.is_empty() {
             return why_over(*watch, primary, secondary, seen).map(Err);
+        }
+        if halts && seen > 0 {
+            primary.execute(if seen % 2 == 0 { "stop" } else { "cont" }, json!({}))?;
         }
         here.rounds.iter().for_each(|_| progress.advance(String::new()));
         rounds.append(&mut here.rounds);
