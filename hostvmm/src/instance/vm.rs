@@ -159,7 +159,19 @@ impl SourceVm for Instance {
     }
 
     fn stop_log(&self) -> Result<(), VmError> {
-        self.log.stop(LogUser::Migration).map_err(|error| VmError::new("stop the dirty log", error))
+        // Huge pages come back by writes to protected pages: none may be made writable between the last harvest and the
+        // log's end, so the guest is held for that moment.
+        let control = self.control();
+        let holds = self.spec.machine.backing.wants_huge_pages() && control.state() == RunState::Running;
+        if holds {
+            self.vcpus.pause();
+        }
+        let stopped = self.log.stop(LogUser::Migration);
+        if holds {
+            self.vcpus.resume();
+        }
+        drop(control);
+        stopped.map_err(|error| VmError::new("stop the dirty log", error))
     }
 
     fn redirty(&self, slot: SlotId, pages: &PageBitmap) {
