@@ -201,7 +201,7 @@ impl Arrivals {
                 Ok(Some(Message::PassEnd(end)))
             }
             Message::Colo(ColoMessage::PrimaryAlive { accepted }) => {
-                *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = accepted;
+                learn(&self.accepted, &accepted);
                 Ok(None)
             }
             message if payload_bytes == 0 => Ok(Some(message)),
@@ -211,6 +211,15 @@ impl Arrivals {
 
     fn check_pass(&self, found: u32) -> Result<(), ColoError> {
         if found == self.pass { Ok(()) } else { Err(ColoError::Pass { expected: self.pass, found }) }
+    }
+}
+
+/// The outlet has `accepted` so much, if not more.
+fn learn(known: &Mutex<Positions>, accepted: &Positions) {
+    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    for stream in super::output::StreamId::all() {
+        let most = known.get(stream).max(accepted.get(stream));
+        known.set(stream, most);
     }
 }
 

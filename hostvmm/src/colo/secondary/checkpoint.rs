@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::Secondary;
+use super::{Secondary, learn};
 use crate::colo::error::ColoError;
 use crate::colo::faults::{ColoBoundary, Omission};
 use crate::colo::info::{ColoPhase, SlotDigests};
@@ -233,6 +233,10 @@ impl Secondary<'_> {
         self.vm.load(&incoming.state, incoming.stopped, self.offer.clock.reversed())?;
         let positions = incoming.size.map(|size| size.positions).unwrap_or_default();
         self.vm.output().set_positions(positions);
+        // What the primary did not hold any more was seen.
+        let mut seen = positions;
+        incoming.held.iter().rev().for_each(|record| seen.set(record.stream, record.sequence));
+        learn(&self.accepted, &seen);
         self.backlog.replace(std::mem::take(&mut incoming.held), &positions)?;
         let load_ns = ns(begun);
 
