@@ -257,7 +257,7 @@ fn wait_checkpoints(
             return why_over(*watch, primary, secondary, seen).map(Err);
         }
         if halts && seen > 0 {
-            primary.execute(if seen % 2 == 0 { "stop" } else { "cont" }, json!({}))?;
+            primary.execute(if seen.is_multiple_of(2) { "stop" } else { "cont" }, json!({}))?;
         }
         here.rounds.iter().for_each(|_| progress.advance(String::new()));
         rounds.append(&mut here.rounds);
