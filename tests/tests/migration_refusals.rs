@@ -139,8 +139,12 @@ fn a_migration_to_a_stopped_destination_shows_its_silence_and_is_cancelled_at_on
     source.until("silence", |source| {
         let info: serde_json::Value =
             serde_json::from_str(&source.client(&["info", "migrate", "--json"]).stdout).unwrap();
-        assert_eq!(info["status"], "active", "{info}");
-        info["x-silent"].as_u64().filter(|ms| *ms >= 50)
+        match info["status"].as_str() {
+            Some("setup" | "active") => info["x-silent"].as_u64().filter(|ms| *ms >= 50).map(drop),
+            // What the guest had touched fits into the socket's buffers: it stands still until the destination answers.
+            Some("device") => Some(()),
+            _ => panic!("{info}"),
+        }
     });
     source.client(&["migrate-cancel"]).expect_status(0);
     source.until("the end of the migration", |source| {

@@ -93,16 +93,20 @@ impl Instance {
 
     /// Brings the guest, wherever it is, to the end of a step that every vCPU has completed; at least of the first one.
     fn park(&self, guest: &mut RunningGuest<'_>) -> Result<(), GuestError> {
-        if guest.completed().is_ok_and(|steps| steps.iter().all(|steps| *steps > 0)) {
-            return guest.stop_steps();
-        }
-        // It boots, or touches its memory for the first time.
-        guest.wait_all_parked()?;
-        while let Some(next) = guest.parked_at().filter(|next| next.contains(&0)) {
-            guest.run_on(&next, 1)?;
+        if !guest.completed().is_ok_and(|steps| steps.iter().all(|steps| *steps > 0)) {
+            // It boots, or touches its memory for the first time.
             guest.wait_all_parked()?;
+            while let Some(next) = guest.parked_at().filter(|next| next.contains(&0)) {
+                guest.run_on(&next, 1)?;
+                guest.wait_all_parked()?;
+            }
         }
-        guest.stop_steps()
+        guest.stop_steps()?;
+        if guest.completed()?.iter().all(|steps| *steps == 1) {
+            // The history begins after the first touch, and nobody has written since.
+            self.log.set(LogUser::History, self.log.clean())?;
+        }
+        Ok(())
     }
 
     fn self_check(&self, guest: &mut RunningGuest<'_>, steps: u64, findings: &mut Findings) -> Result<(), GuestError> {
