@@ -161,6 +161,11 @@ impl Line {
         lock(&self.writer).sent()
     }
 
+    /// Shuts the channel down from any thread.
+    pub(super) fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
     /// Ends it for all threads of both sides.
     pub(super) fn hang_up(&self) {
         *self.beat.is_over.lock().unwrap_or_else(PoisonError::into_inner) = true;

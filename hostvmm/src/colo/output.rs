@@ -162,6 +162,11 @@ impl Positions {
         record.sequence < self.get(record.stream)
     }
 
+    /// Records before these positions, of all streams.
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
     /// Takes the number of the next record of `stream`.
     pub(crate) const fn advance(&mut self, stream: StreamId) -> u64 {
         let sequence = self.get(stream);

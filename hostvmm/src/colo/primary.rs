@@ -80,6 +80,7 @@ pub fn protect(vm: &dyn ColoVm, peer: &Peer, voice: &mut Voice, monitor: &ColoMo
     let reader = primary.reader.take();
     let watcher = watch::Watcher::new(vm.output());
     thread::scope(|scope| {
+        let farewell = watch::Farewell { channel: primary.line.handle(), watcher: &watcher };
         if let Some(reader) = reader {
             let sender = sender.clone();
             scope.spawn(move || listen(reader, &sender, |message, bytes, _| take(message, bytes)));
@@ -89,7 +90,7 @@ pub fn protect(vm: &dyn ColoVm, peer: &Peer, voice: &mut Voice, monitor: &ColoMo
         scope.spawn(move || watched.run(&sender, &taken));
         let outcome = primary.run(&queue, &more);
         primary.line.hang_up();
-        watcher.end();
+        drop(farewell);
         drop(more);
         // Whoever waits for room in the queue finds it.
         while queue.try_recv().is_ok() {}
@@ -453,6 +454,7 @@ impl<'a> Primary<'a> {
         }
     }
 
+    /// What comes of it is returned, never fed: it overtakes the actions that were to follow this one.
     fn perform(&mut self, action: PrimaryAction) -> Option<PrimaryEvent> {
         match action {
             PrimaryAction::Request(n) => {

@@ -71,6 +71,7 @@ pub fn shadow(vm: &dyn ColoVm, mut listener: Listener, voice: &mut Voice, monito
     let reader = secondary.reader.take();
     let watcher = watch::Watcher::new(vm.output());
     thread::scope(|scope| {
+        let farewell = watch::Farewell { channel: secondary.line.handle(), watcher: &watcher };
         if let Some(reader) = reader {
             let sender = sender.clone();
             let mut arrivals = Arrivals {
@@ -89,7 +90,7 @@ pub fn shadow(vm: &dyn ColoVm, mut listener: Listener, voice: &mut Voice, monito
         scope.spawn(move || watched.run(&sender, &taken));
         let outcome = secondary.run(&queue, &more);
         secondary.line.hang_up();
-        watcher.end();
+        drop(farewell);
         drop(more);
         // Whoever waits for room in the queue finds it.
         while queue.try_recv().is_ok() {}
@@ -369,6 +370,7 @@ impl Secondary<'_> {
         }
     }
 
+    /// What comes of it is returned, never fed: it overtakes the actions that were to follow this one.
     fn perform(&mut self, action: SecondaryAction) -> Option<SecondaryEvent> {
         match action {
             SecondaryAction::Stop => self.stop().err().map(|error| self.failed(error)),
@@ -488,7 +490,7 @@ impl Secondary<'_> {
             self.error = Some(error);
             return Some(SecondaryEvent::Fenced);
         }
-        let accepted = super::output::StreamId::all().map(|stream| self.voice.accepted().get(stream)).sum();
+        let accepted = self.voice.accepted().total();
         self.monitor.show(|info| (info.epoch, info.accepted) = (epoch, accepted));
         self.vm.survive(Side::Secondary);
         self.ending = Some(Ending::Alone { epoch });

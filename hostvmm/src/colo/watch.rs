@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::link::Event;
 use super::output::Tap;
+use crate::migrate::transport::Handle;
 
 /// Longest wait before it looks whether it is over.
 const WAIT: Duration = Duration::from_secs(1);
@@ -39,5 +40,20 @@ impl<'a> Watcher<'a> {
     pub(super) fn end(&self) {
         self.is_over.store(true, Ordering::Release);
         self.tap.wake();
+    }
+}
+
+/// Ends the threads of one side when it is dropped. They are waited for, so a side that panics has to end them as well.
+pub(super) struct Farewell<'a> {
+    /// Of the channel that one of them reads.
+    pub(super) channel: Handle,
+    /// The other.
+    pub(super) watcher: &'a Watcher<'a>,
+}
+
+impl Drop for Farewell<'_> {
+    fn drop(&mut self) {
+        self.channel.shutdown();
+        self.watcher.end();
     }
 }

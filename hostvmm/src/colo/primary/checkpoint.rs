@@ -171,7 +171,9 @@ impl Primary<'_> {
             return Some(PrimaryEvent::Lost);
         }
         let released = self.compare.take_released();
-        self.release(released);
+        if let Some(event) = self.release(released) {
+            return Some(event);
+        }
         self.lost_if(self.monitor.at(ColoBoundary::PrimaryReleased, n))
     }
 

@@ -7,7 +7,7 @@ use super::{CLAIM_AGAIN, Primary};
 use crate::colo::error::ColoError;
 use crate::colo::info::Held;
 use crate::colo::outlet::OutletError;
-use crate::colo::output::{Record, StreamId};
+use crate::colo::output::Record;
 use crate::colo::protocol::{PrimaryEvent, PrimaryState};
 use crate::colo::{Ending, Side};
 
@@ -22,15 +22,17 @@ impl Primary<'_> {
             self.lose(error);
             return false;
         }
+        let mut released = Vec::new();
         if self.offer.compare && self.machine.may_compare() {
-            let released = self.compare.take_released();
+            released = self.compare.take_released();
             let count = released.len() as u64;
             if count > 0 {
                 self.monitor.show(|info| info.compared += count);
             }
-            self.release(released);
-        } else {
-            self.release(Vec::new());
+        }
+        if let Some(event) = self.release(released) {
+            self.feed(event);
+            return false;
         }
         has_room
     }
@@ -50,19 +52,19 @@ impl Primary<'_> {
         Ok(())
     }
 
-    /// `records` may be seen.
-    pub(super) fn release(&mut self, records: Vec<Record>) {
+    /// `records` may be seen. An outlet that refuses them belongs to the other side.
+    pub(super) fn release(&mut self, records: Vec<Record>) -> Option<PrimaryEvent> {
         if records.is_empty() && self.voice.is_silent() {
-            return;
+            return None;
         }
         if let Err(error) = self.voice.say(records) {
             self.error.get_or_insert(error.into());
-            self.feed(PrimaryEvent::Fenced);
-            return;
+            return Some(PrimaryEvent::Fenced);
         }
         *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = self.voice.accepted();
-        let accepted = StreamId::all().map(|stream| self.voice.accepted().get(stream)).sum();
+        let accepted = self.voice.accepted().total();
         self.monitor.show(|info| info.accepted = accepted);
+        None
     }
 
     /// Claims the outlet, if it is time to.
@@ -94,7 +96,7 @@ impl Primary<'_> {
             self.error.get_or_insert(error.into());
             return Some(PrimaryEvent::Fenced);
         }
-        let accepted = StreamId::all().map(|stream| self.voice.accepted().get(stream)).sum();
+        let accepted = self.voice.accepted().total();
         self.monitor.show(|info| (info.epoch, info.accepted) = (epoch, accepted));
         self.vm.survive(Side::Primary);
         self.ending = Some(Ending::Alone { epoch });

@@ -96,6 +96,18 @@ fn a_primary_that_stands_still_is_replaced_by_its_secondary() {
 }
 
 #[test]
+fn a_primary_that_is_refused_at_a_commit_never_runs_again() {
+    // Guests that never say the same: everything is delivered at a commit.
+    let pair = Pair::new(Some([b'a', b'b']), &quick());
+    let both = pair.run(|pair| {
+        pair.primary_monitor.wait_until(|info| info.accepted >= 1);
+        pair.world.hand_to_secondary();
+    });
+    assert_eq!(both.primary.ending, Ending::Fenced, "{both:?}");
+    assert_one(&pair, &both, "refused");
+}
+
+#[test]
 fn a_secondary_without_a_checkpoint_takes_over_nothing() {
     let parameters = quick();
     let mut pair = Pair::new(None, &parameters);
@@ -187,6 +199,8 @@ fn a_guest_that_cannot_be_protected_runs_on() {
     pair.world.set_away(true);
     let both = pair.run(|pair| {
         pair.primary_monitor.wait_until(|info| info.phase == ColoPhase::Alone);
+        // It may not have begun to wait yet.
+        pair.secondary_monitor.wait_until(|info| info.phase == ColoPhase::Setup);
         pair.secondary_monitor.stop().unwrap();
     });
     assert!(matches!(both.primary.error, Some(ColoError::Outlet(_))), "{both:?}");

@@ -1,6 +1,6 @@
 //! Guests without a CPU: memory, a dirty log, and a thread that writes and speaks as a plan says; and an outlet that remembers.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ impl TestVm {
 
     /// Ends the guest's thread.
     pub(super) fn end(&self) {
-        self.lock().is_over = true;
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).is_over = true;
         self.changed.notify_all();
     }
 
@@ -268,6 +268,13 @@ impl World {
         self.seen().is_away = is_away;
     }
 
+    /// It is the secondary's from now on, as if that had claimed it.
+    pub(super) fn hand_to_secondary(&self) {
+        let mut seen = self.seen();
+        seen.epoch += 1;
+        seen.owner = Some(Side::Secondary);
+    }
+
     /// Every record was seen once, and is what the guest says at that place.
     pub(super) fn check(&self, at_least: usize) {
         let seen = self.seen();
@@ -374,16 +381,27 @@ impl Pair {
         let peer = Peer { uri, tls: None };
         self.primary.start();
         thread::scope(|scope| {
+            let _end = End(self);
             scope.spawn(|| self.primary.execute());
             scope.spawn(|| self.secondary.execute());
             let secondary = scope.spawn(|| shadow(&self.secondary, listener, &mut theirs, &self.secondary_monitor));
             let primary = scope.spawn(|| protect(&self.primary, &peer, &mut ours, &self.primary_monitor));
             while_it_runs(self);
-            let both = Both { primary: primary.join().unwrap(), secondary: secondary.join().unwrap() };
-            self.primary.end();
-            self.secondary.end();
-            both
+            Both { primary: primary.join().unwrap(), secondary: secondary.join().unwrap() }
         })
+    }
+}
+
+/// Ends what still runs of a pair, so that a test that fails does not hang.
+struct End<'a>(&'a Pair);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        // A pair that is over cannot be stopped.
+        let _ = self.0.primary_monitor.stop();
+        let _ = self.0.secondary_monitor.stop();
+        self.0.primary.end();
+        self.0.secondary.end();
     }
 }
 
