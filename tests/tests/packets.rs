@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use abi::Arch;
 use abi::hypercall::{Command, Outcome};
-use abi::packet::{GuestOutput, StepDigest, StepPacket};
+use abi::packet::{GuestOutput, StepPacket};
 use hostvmm::colo::output::{Record, StreamId};
 use hostvmm::machine::{Image, Machine, MachineConfig, Transport, armv7_tables};
 use hostvmm::vcpus::{Event, Vcpus, Wait};
@@ -82,22 +82,7 @@ fn predicted(config: &MachineConfig, vcpu: u32) -> Vec<u64> {
     let geometry = Geometry { region, tables: config.tables, vcpus: config.vcpus as u32 };
     let plan = Plan::new(&workload, config.seed, geometry).unwrap();
     let mut memory = vec![0; region.len_bytes() as usize];
-    let step = |step| {
-        let mut digest = StepDigest::new();
-        plan.for_each_write(vcpu, step, |write| {
-            write.apply(&mut memory);
-            digest.add(write.offset);
-            digest.add(u64::from(write.len));
-            if write.how.is_private() {
-                let mut word = [0; 8];
-                let len = write.len.min(8) as usize;
-                word[..len].copy_from_slice(&memory[write.offset as usize..][..len]);
-                digest.add(u64::from_le_bytes(word));
-            }
-        });
-        digest.value()
-    };
-    (0..STEPS).map(step).collect()
+    (0..STEPS).map(|step| plan.step_digest(vcpu, step, &mut memory)).collect()
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use core::fmt;
 
+use abi::packet::StepDigest;
 use abi::{Arch, Gpa, Granule, GuestRange, Tables, map};
 
 use crate::part::{Part, Place};
@@ -242,6 +243,27 @@ impl Plan {
     pub fn for_each_write(&self, vcpu: u32, step: u64, mut sink: impl FnMut(Write)) {
         assert!(vcpu < self.geometry.vcpus, "the plan has no vCPU {vcpu}");
         self.for_each_part(step, |part| part.writes(&self.place(), vcpu, step, &mut sink));
+    }
+
+    /// The digest that `vcpu` sends of its writes in `step`. `memory` is the region as its steps before have left it, and is then
+    /// as this one does.
+    ///
+    /// # Panics
+    /// If there is no such vCPU, or `memory` is shorter than the region.
+    pub fn step_digest(&self, vcpu: u32, step: u64, memory: &mut [u8]) -> u64 {
+        let mut digest = StepDigest::new();
+        self.for_each_write(vcpu, step, |write| {
+            write.apply(memory);
+            digest.add(write.offset);
+            digest.add(u64::from(write.len));
+            if write.how.is_private() {
+                let mut word = [0; 8];
+                let len = write.len.min(8) as usize;
+                word[..len].copy_from_slice(&memory[write.offset as usize..][..len]);
+                digest.add(u64::from_le_bytes(word));
+            }
+        });
+        digest.value()
     }
 
     /// The offset, a multiple of 8, of every 64-bit load of `vcpu` in `step` that the plan asks for beyond those that

@@ -13,7 +13,6 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::log::LogUser;
-use super::sections::Luggage;
 use super::{End, Instance, InstanceError, Migrations, Order, lock, tell};
 use crate::colo::outlet::{JsonLines, OutletAddress, OutletClient, OutletError, OwnOutlet};
 use crate::colo::output::Tap;
@@ -312,23 +311,13 @@ impl ColoVm for Instance {
     fn save(&self) -> Result<Vec<Section>, VmError> {
         let state = MachineState::save(&self.machine, &self.vcpus);
         let state = state.map_err(|error| VmError::new("save the machine's state", error))?;
-        let history =
-            self.log.seen_by(LogUser::History).map_err(|error| VmError::new("read the dirty history", error))?;
-        Ok(Luggage { state, running: self.control().is_wanted(), history, heartbeat: None }.encode())
+        self.pack(state, None)
     }
 
     fn load(&self, sections: &[Section], _: Moment, primary: ClockOffset) -> Result<(), VmError> {
-        let bad = |error| VmError::new("read the guest's state", error);
-        let mut luggage = Luggage::decode(sections, &self.log.clean(), self.options.track_dirty)
-            .map_err(|error| bad(Box::<dyn std::error::Error + Send + Sync>::from(error)))?;
+        let mut luggage = self.unpack(sections)?;
         self.machine.vm().forget_memory().map_err(|error| VmError::new("make the guest forget its memory", error))?;
-        luggage
-            .state
-            .restore(&self.machine, &self.vcpus)
-            .map_err(|error| VmError::new("restore the machine's state", error))?;
-        if let Some(history) = luggage.history.take() {
-            self.log.set(LogUser::History, history).map_err(|error| VmError::new("keep the dirty history", error))?;
-        }
+        self.put_in_place(&mut luggage)?;
         luggage
             .state
             .set_counter(&self.vcpus, CounterPolicy::RunsOn, primary)

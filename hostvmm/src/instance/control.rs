@@ -117,16 +117,7 @@ impl RunControl {
 
     /// A migration gives the guest back.
     pub(super) fn resume(&mut self) -> Order {
-        if self.state != RunState::FinishMigrate {
-            return Order::Nothing;
-        }
-        if self.wanted {
-            self.state = RunState::Running;
-            Order::Run
-        } else {
-            self.state = RunState::Paused;
-            Order::Nothing
-        }
+        self.give_back(RunState::FinishMigrate)
     }
 
     /// A checkpoint stops the guest, or a secondary that has none yet takes one over.
@@ -153,7 +144,12 @@ impl RunControl {
 
     /// A checkpoint gives the guest back.
     pub(super) fn resume_checkpoint(&mut self) -> Order {
-        if self.state != RunState::Colo {
+        self.give_back(RunState::Colo)
+    }
+
+    /// What has stopped the guest, in the state `by`, lets it be as the operator wants it.
+    fn give_back(&mut self, by: RunState) -> Order {
+        if self.state != by {
             return Order::Nothing;
         }
         if self.wanted {

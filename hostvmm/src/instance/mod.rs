@@ -422,13 +422,18 @@ impl Instance {
             None => Ok(()),
             Some(next) if next.iter().all(|next| *next == 0) => guest.run_on(&next, 1),
             Some(next) => {
-                if next.iter().all(|next| *next == 1) {
-                    // The history begins after the first touch: nobody has written since.
-                    self.log.set(LogUser::History, self.log.clean())?;
-                }
+                self.begin_history(&next)?;
                 guest.run_on(&next, u64::MAX)
             }
         }
+    }
+
+    /// The dirty history begins after the first touch: with the second step the `next` of every vCPU, nobody has written since.
+    fn begin_history(&self, next: &[u64]) -> Result<(), GuestError> {
+        if next.iter().all(|next| *next == 1) {
+            self.log.set(LogUser::History, self.log.clean())?;
+        }
+        Ok(())
     }
 
     /// `stop`.

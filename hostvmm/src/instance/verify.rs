@@ -102,11 +102,8 @@ impl Instance {
             }
         }
         guest.stop_steps()?;
-        if guest.completed()?.iter().all(|steps| *steps == 1) {
-            // The history begins after the first touch, and nobody has written since.
-            self.log.set(LogUser::History, self.log.clean())?;
-        }
-        Ok(())
+        // It may have been ended before it was given its second step.
+        guest.parked_at().map_or(Ok(()), |next| self.begin_history(&next))
     }
 
     fn self_check(&self, guest: &mut RunningGuest<'_>, steps: u64, findings: &mut Findings) -> Result<(), GuestError> {

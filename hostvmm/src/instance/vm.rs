@@ -5,7 +5,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::heartbeat::Arrival;
+use super::heartbeat::{Arrival, Departure};
 use super::log::LogUser;
 use super::sections::Luggage;
 use super::{End, Instance, InstanceError, Order, lock, tell};
@@ -122,6 +122,31 @@ impl Instance {
         creds.map_err(TransportError::Credentials)
     }
 
+    /// Everything that moves beside memory of a guest whose machine is in `state`.
+    pub(super) fn pack(&self, state: MachineState, heartbeat: Option<Departure>) -> Result<Vec<Section>, VmError> {
+        let history =
+            self.log.seen_by(LogUser::History).map_err(|error| VmError::new("read the dirty history", error))?;
+        Ok(Luggage { state, running: self.control().is_wanted(), history, heartbeat }.encode())
+    }
+
+    /// What [`Self::pack`] made elsewhere. Changes nothing.
+    pub(super) fn unpack(&self, sections: &[Section]) -> Result<Luggage, VmError> {
+        Luggage::decode(sections, &self.log.clean(), self.options.track_dirty)
+            .map_err(|error| VmError::new("read the guest's state", error))
+    }
+
+    /// The stopped machine becomes that of `luggage`, and its history ours.
+    pub(super) fn put_in_place(&self, luggage: &mut Luggage) -> Result<(), VmError> {
+        luggage
+            .state
+            .restore(&self.machine, &self.vcpus)
+            .map_err(|error| VmError::new("restore the machine's state", error))?;
+        if let Some(history) = luggage.history.take() {
+            self.log.set(LogUser::History, history).map_err(|error| VmError::new("keep the dirty history", error))?;
+        }
+        Ok(())
+    }
+
     fn not_received(&self, error: String, exit_on_error: bool) {
         if self.run_state() != RunState::Inmigrate {
             // The guest is here and runs: what went wrong afterwards is no reason to end it.
@@ -218,9 +243,7 @@ impl SourceVm for Instance {
         let mut state = state.map_err(|error| VmError::new("save the machine's state", error))?;
         // One reading, whose error is known: what the destination sets is judged by it.
         state.counter = lock(&self.stopped_with).unwrap_or(state.counter);
-        let history =
-            self.log.seen_by(LogUser::History).map_err(|error| VmError::new("read the dirty history", error))?;
-        Ok(Luggage { state, running: self.control().is_wanted(), history, heartbeat: self.gaps.departure() }.encode())
+        self.pack(state, self.gaps.departure())
     }
 
     fn throttle(&self, percent: u8) {
@@ -252,16 +275,8 @@ impl DestinationVm for Instance {
     }
 
     fn load(&self, sections: &[Section]) -> Result<(), VmError> {
-        let bad = |error| VmError::new("read the guest's state", error);
-        let mut luggage = Luggage::decode(sections, &self.log.clean(), self.options.track_dirty)
-            .map_err(|error| bad(Box::<dyn std::error::Error + Send + Sync>::from(error)))?;
-        luggage
-            .state
-            .restore(&self.machine, &self.vcpus)
-            .map_err(|error| VmError::new("restore the machine's state", error))?;
-        if let Some(history) = luggage.history.take() {
-            self.log.set(LogUser::History, history).map_err(|error| VmError::new("keep the dirty history", error))?;
-        }
+        let mut luggage = self.unpack(sections)?;
+        self.put_in_place(&mut luggage)?;
         *lock(&self.luggage) = Some(luggage);
         Ok(())
     }

@@ -6,11 +6,7 @@
 //! must find out that it has been fenced before its guest executes anything that is heard.
 
 use std::fmt;
-use std::num::NonZero;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use serde_json::json;
@@ -20,6 +16,7 @@ use super::colo::{ColoSpec, PLANT, Pair, shown};
 use super::migrate::{conclude, judge_end};
 use super::pair::{Findings, PairError, Place, Side, Watch};
 use super::passes::RunError;
+use super::side_by_side::side_by_side;
 use crate::colo::{ColoBoundary, ColoFault};
 use crate::migrate::Action;
 use crate::report::ledger::{ColoEntry, KillEntry};
@@ -92,27 +89,14 @@ pub fn run_colo_kills(
     let spec = &spec;
     let mut ledger = spec.pair.blank_ledger();
     ledger.colo = Some(ColoEntry { kills: kills.iter().map(blank).collect(), ..ColoEntry::default() });
-    let next = AtomicUsize::new(0);
-    let results = Mutex::new(Vec::new());
-    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(kills.len()).max(1);
-    let work = || {
-        while !interrupt.is_raised() {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(kill) = kills.get(index) else { break };
-            let mut of_kill = spec.pair.blank_ledger();
-            let result = drive(spec, *kill, index + 1, Watch::new(spec.pair.timeout, interrupt), &mut of_kill);
-            progress.advance(kill.to_string());
-            results.lock().unwrap_or_else(PoisonError::into_inner).push((index, result, of_kill));
-        }
-    };
-    thread::scope(|scope| {
-        (1..workers).for_each(|_| drop(scope.spawn(work)));
-        work();
+    let results = side_by_side(kills, interrupt, |index, kill| {
+        let mut of_kill = spec.pair.blank_ledger();
+        let result = drive(spec, *kill, index + 1, Watch::new(spec.pair.timeout, interrupt), &mut of_kill);
+        progress.advance(kill.to_string());
+        (result, of_kill)
     });
-    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    results.sort_by_key(|(index, ..)| *index);
     let made = results.len();
-    for (index, result, of_kill) in results {
+    for (index, (result, of_kill)) in results {
         of_kill.mismatches.into_iter().for_each(|mismatch| ledger.fail(mismatch));
         match result {
             Ok(entry) => {

@@ -11,11 +11,7 @@
 //! that is killed while the guest is its own takes the guest with it: then nobody may have it, not even an old copy.
 
 use std::fmt;
-use std::num::NonZero;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use serde_json::json;
@@ -25,6 +21,7 @@ use super::migrate::{conclude, judge_end};
 use super::pair::crossing::{Crossing, PLANT, has_ended};
 use super::pair::{Findings, MigrateSpec, PairError, Place, Side, Watch, Way};
 use super::passes::RunError;
+use super::side_by_side::side_by_side;
 use crate::migrate::{Action, Boundary, FaultPlan};
 use crate::report::ledger::{KillEntry, MigrationEntry};
 use crate::report::{Ledger, Progress};
@@ -91,26 +88,13 @@ pub fn run_kills(
 ) -> Result<Ledger, RunError> {
     let mut ledger = spec.blank_ledger();
     ledger.migration = Some(MigrationEntry { kills: kills.iter().map(blank).collect(), ..MigrationEntry::default() });
-    let next = AtomicUsize::new(0);
-    let results = Mutex::new(Vec::new());
-    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(kills.len()).max(1);
-    let work = || {
-        while !interrupt.is_raised() {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(kill) = kills.get(index) else { break };
-            let mut of_kill = spec.blank_ledger();
-            let result = drive(spec, *kill, index + 1, Watch::new(spec.timeout, interrupt), &mut of_kill);
-            progress.advance(kill.to_string());
-            results.lock().unwrap_or_else(PoisonError::into_inner).push((index, result, of_kill));
-        }
-    };
-    thread::scope(|scope| {
-        (1..workers).for_each(|_| drop(scope.spawn(work)));
-        work();
+    let results = side_by_side(kills, interrupt, |index, kill| {
+        let mut of_kill = spec.blank_ledger();
+        let result = drive(spec, *kill, index + 1, Watch::new(spec.timeout, interrupt), &mut of_kill);
+        progress.advance(kill.to_string());
+        (result, of_kill)
     });
-    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    results.sort_by_key(|(index, ..)| *index);
-    for (index, result, of_kill) in results {
+    for (index, (result, of_kill)) in results {
         of_kill.mismatches.into_iter().for_each(|mismatch| ledger.fail(mismatch));
         match result {
             Ok(entry) => ledger.migration.get_or_insert_default().kills[index] = entry,

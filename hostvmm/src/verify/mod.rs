@@ -26,6 +26,7 @@ mod pair;
 pub(crate) mod passes;
 pub(crate) mod running;
 mod served;
+mod side_by_side;
 pub(crate) mod stage2;
 
 use std::path::PathBuf;

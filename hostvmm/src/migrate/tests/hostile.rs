@@ -31,6 +31,16 @@ fn read(stream: &mut UnixStream, decoder: &mut FrameDecoder) -> Option<Message> 
     Some(decoder.message(&header, &meta).unwrap())
 }
 
+/// Greets a source as a destination of this version does.
+fn welcome(stream: &mut UnixStream) {
+    let mut hello = [0; HELLO_BYTES];
+    stream.read_exact(&mut hello).unwrap();
+    let hello = Hello::decode(&hello).unwrap();
+    let at = HostTime::now();
+    let welcome = Welcome { version: 1, session: hello.session, received_at: at, sent_at: at };
+    stream.write_all(&Reply::Welcome(welcome).encode()).unwrap();
+}
+
 /// Runs a source against a destination that answers each of its messages by `script`; `None` hangs up.
 fn against_destination(
     patience_ms: u64,
@@ -44,12 +54,7 @@ fn against_destination(
     let error = thread::scope(|scope| {
         let serving = scope.spawn(|| {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut hello = [0; HELLO_BYTES];
-            stream.read_exact(&mut hello).unwrap();
-            let hello = Hello::decode(&hello).unwrap();
-            let at = HostTime::now();
-            let welcome = Welcome { version: 1, session: hello.session, received_at: at, sent_at: at };
-            stream.write_all(&Reply::Welcome(welcome).encode()).unwrap();
+            welcome(&mut stream);
             let (mut decoder, mut encoder) = (FrameDecoder::new(), FrameEncoder::new());
             while let Some(message) = read(&mut stream, &mut decoder) {
                 let Some(answers) = script(&message) else { break };
@@ -210,12 +215,7 @@ fn to_a_silent_destination(
     thread::scope(|scope| {
         scope.spawn(|| {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut hello = [0; HELLO_BYTES];
-            stream.read_exact(&mut hello).unwrap();
-            let hello = Hello::decode(&hello).unwrap();
-            let at = HostTime::now();
-            let welcome = Welcome { version: 1, session: hello.session, received_at: at, sent_at: at };
-            stream.write_all(&Reply::Welcome(welcome).encode()).unwrap();
+            welcome(&mut stream);
             let mut decoder = FrameDecoder::new();
             let offer = read(&mut stream, &mut decoder).unwrap();
             honest(&offer).iter().for_each(|answer| stream.write_all(&FrameEncoder::new().frame(answer)).unwrap());

@@ -6,7 +6,7 @@
 
 use std::io;
 
-use abi::packet::{GuestOutput, StepDigest, StepPacket};
+use abi::packet::{GuestOutput, StepPacket};
 use workload::Plan;
 
 use super::{Findings, PairError, Place};
@@ -97,7 +97,7 @@ fn judge_packets(spec: &Spec, plan: &Plan, vcpu: u32, packets: &[&[u8]]) -> Vec<
     let mut memory = vec![0; spec.machine.region_bytes as usize];
     let mut wrong = Vec::new();
     for (bytes, step) in packets.iter().zip(0_u64..) {
-        let digest = predicted(plan, vcpu, step, &mut memory);
+        let digest = plan.step_digest(vcpu, step, &mut memory);
         let expected = format!("step {step}, digest {digest:#018x}");
         match StepPacket::read(bytes) {
             Some(packet) if (packet.step.get(), packet.digest.get(), packet.vcpu.get()) == (step, digest, vcpu) => {}
@@ -114,21 +114,4 @@ fn judge_packets(spec: &Spec, plan: &Plan, vcpu: u32, packets: &[&[u8]]) -> Vec<
         }
     }
     wrong
-}
-
-/// The digest of a step's writes, which makes `memory` what `vcpu` leaves of it.
-fn predicted(plan: &Plan, vcpu: u32, step: u64, memory: &mut [u8]) -> u64 {
-    let mut digest = StepDigest::new();
-    plan.for_each_write(vcpu, step, |write| {
-        write.apply(memory);
-        digest.add(write.offset);
-        digest.add(u64::from(write.len));
-        if write.how.is_private() {
-            let mut word = [0; 8];
-            let len = write.len.min(8) as usize;
-            word[..len].copy_from_slice(&memory[write.offset as usize..][..len]);
-            digest.add(u64::from_le_bytes(word));
-        }
-    });
-    digest.value()
 }
