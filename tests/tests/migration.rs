@@ -70,6 +70,7 @@ fn guests_move_by_every_way_and_with_every_option() {
         &["--auto-converge", "--downtime-limit", "1"],
         &["--postcopy", "--max-bandwidth", "8M"],
         &["--verify-guest", "--granule", "64k", "--va-bits", "42", "--vcpus", "4"],
+        &["--workload", "mixed", "--vcpus", "8"],
     ] {
         let quick = ["--heartbeat", "off", "--settle-ms", "20"];
         let all: Vec<&str> = options.iter().chain(&quick).copied().collect();
