@@ -1,12 +1,14 @@
-//! Live migration measured: hostvmm beside QEMU, the same guest on the same machine in turns, so that only ratios within one run
-//! are compared. Started by `scripts/bench migrate`; docs/measurements.md keeps what was found.
+//! Live migration and COLO measured, in turns on the same machine, so that only ratios within one run are compared. Started by
+//! `scripts/bench migrate` and `scripts/bench colo`; docs/measurements.md keeps what was found.
 //!
-//! - [`guest`]: what runs: the firmware with a workload of the original test;
-//! - [`vmm`]: a process that runs it, hostvmm's or QEMU's, driven by the same QMP client;
-//! - [`measure`]: one migration between two of them; [`report`]: the table and what is required.
+//! - [`vmm`]: a process that runs a guest, hostvmm's or QEMU's, driven by the same QMP client;
+//! - [`guest`]: what is migrated: the firmware with a workload of the original test;
+//! - [`measure`]: one migration between two of them; [`report`]: the table and what is required, beside QEMU;
+//! - [`colo`]: the same of pairs, for which there is nothing beside.
 //!
-//! Exit status: 0, 1 a requirement is missed or a migration went wrong, 4 QEMU is missing.
+//! Exit status: 0, 1 a requirement is missed or something went wrong, 4 QEMU is missing.
 
+mod colo;
 mod guest;
 mod measure;
 mod report;
@@ -23,13 +25,13 @@ use measure::{BenchError, Migration};
 use report::Report;
 use vmm::{Program, Way};
 
-/// hostvmm's live migration beside QEMU's: `bench migrate`.
+/// hostvmm's live migration beside QEMU's: `bench migrate`; its COLO: `bench colo`.
 #[derive(Debug, Parser)]
 // What is said twice is meant as it is said last: scripts may have options of their own before the caller's.
 #[command(name = "bench", args_override_self = true)]
 struct Arguments {
     /// What to measure.
-    #[arg(value_parser = ["migrate"])]
+    #[arg(value_parser = ["migrate", "colo"])]
     what: String,
     /// The hostvmm to measure.
     #[arg(long, value_name = "FILE")]
@@ -43,7 +45,7 @@ struct Arguments {
     /// The accelerator of both: `emulator` (QEMU's TCG) or `kvm`.
     #[arg(long, default_value = "emulator", value_parser = ["emulator", "kvm"])]
     accel: String,
-    /// Migrations of each kind; their median is compared.
+    /// Migrations of each kind, or measurements of a pair's speed; their median is compared.
     #[arg(long, value_name = "N", default_value_t = 3)]
     rounds: usize,
     /// Migrations of the small guest that is moved again and again.
@@ -55,15 +57,40 @@ struct Arguments {
     /// Measure only one of the two; then nothing is compared, and what is required of the ratio counts as missed.
     #[arg(long, value_name = "VMM", value_parser = ["hostvmm", "qemu"])]
     only: Option<String>,
+    /// Of colo: checkpoints of each kind.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    checkpoints: u64,
+    /// Of colo: the flush's speed, of a plain copy's, as the benchmark colo_flush has found it; each time that it has.
+    #[arg(long, value_name = "RATIO")]
+    flush: Vec<f64>,
+    /// Of colo: write everything to FILE, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+impl Arguments {
+    fn accelerator(&self) -> Accelerator {
+        if self.accel == "kvm" { Accelerator::Kvm } else { Accelerator::Emulator }
+    }
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match run(&arguments) {
-        Ok(report) => {
+    let is_met = match arguments.what.as_str() {
+        "colo" => colo::run(&arguments).and_then(|report| {
             print!("{report}");
-            ExitCode::from(u8::from(!report.is_met()))
-        }
+            if let Some(path) = &arguments.json {
+                std::fs::write(path, format!("{:#}\n", report.json())).map_err(BenchError::Json)?;
+            }
+            Ok(report.is_met())
+        }),
+        _ => run(&arguments).map(|report| {
+            print!("{report}");
+            report.is_met()
+        }),
+    };
+    match is_met {
+        Ok(is_met) => ExitCode::from(u8::from(!is_met)),
         Err(BenchError::NoQemu { program, source }) => {
             eprintln!("skipped: cannot run {}: {source}; install qemu-system-arm", program.display());
             ExitCode::from(4)
@@ -75,13 +102,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// Everything, in turns: hostvmm, QEMU, hostvmm, QEMU.
+/// All migrations, in turns: hostvmm, QEMU, hostvmm, QEMU.
 fn run(arguments: &Arguments) -> Result<Report, BenchError> {
     let directory = tempfile::tempdir().map_err(BenchError::Directory)?;
     let hostvmm = Program::hostvmm(arguments);
     let qemu = Program::qemu(arguments)?;
-    let accelerator = if arguments.accel == "kvm" { Accelerator::Kvm } else { Accelerator::Emulator };
-    let mut report = Report::new(provenance(accelerator), &qemu);
+    let mut report = Report::new(provenance(arguments.accelerator()), &qemu);
     for guest in Guest::originals(arguments.pages) {
         for round in 0..arguments.rounds {
             eprintln!("bench: {guest}, round {} of {}", round + 1, arguments.rounds);

@@ -73,6 +73,21 @@ pub(crate) enum BenchError {
         /// As `query-migrate` says it.
         info: Value,
     },
+    /// There is no outlet for a pair.
+    #[error("cannot open an outlet: {0}")]
+    Outlet(String),
+    /// A pair ended, or says what cannot be read.
+    #[error("the pair is over: {0}")]
+    Pair(String),
+    /// Something did not come.
+    #[error("waited in vain for {what}")]
+    Vain {
+        /// What.
+        what: &'static str,
+    },
+    /// The file for the figures cannot be written.
+    #[error("cannot write the figures as JSON: {0}")]
+    Json(#[source] io::Error),
     /// hostvmm found something wrong in the end.
     #[error("hostvmm ended with {status}: {said}")]
     Ended {
@@ -189,7 +204,7 @@ pub(crate) struct Chain {
 pub(crate) fn chain(program: &Program, hops: usize, files: &Path) -> Result<Chain, BenchError> {
     let path = files.join("chain.json");
     let began = Instant::now();
-    let mut command = program.hostvmm_command(&["verify", "chain"], &Guest::SMALL);
+    let mut command = program.hostvmm_command(&["verify", "chain"], Guest::SMALL.options());
     command.args(["--hops", &hops.to_string(), "--heartbeat", "off", "--json"]).arg(&path);
     let output = command.output().map_err(|source| BenchError::Start { program: "hostvmm".into(), source })?;
     let ledger: Value =

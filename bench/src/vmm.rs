@@ -100,18 +100,18 @@ impl Program {
         }
     }
 
-    /// hostvmm's executable with its options of this guest; what follows is the subcommand's own.
-    pub(crate) fn hostvmm_command(&self, subcommand: &[&str], guest: &Guest) -> Command {
+    /// hostvmm's executable with its options of a guest; what follows is the subcommand's own.
+    pub(crate) fn hostvmm_command(&self, subcommand: &[&str], guest: Vec<String>) -> Command {
         let mut command = Command::new(&self.hostvmm);
         command.args(subcommand).args(["--accel", &self.accel]).arg("--firmware").arg(&self.firmware);
-        command.args(guest.options());
+        command.args(guest);
         command
     }
 
     fn command(&self, guest: &Guest, qmp: &Path, incoming: Option<&str>, files: &Path) -> Result<Command, BenchError> {
         match self.kind {
             Kind::Hostvmm => {
-                let mut command = self.hostvmm_command(&["run"], guest);
+                let mut command = self.hostvmm_command(&["run"], guest.options());
                 command.args(["--clock-line", "--qmp"]).arg(format!("unix:{}", qmp.display()));
                 if let Some(uri) = incoming {
                     command.args(["--incoming", uri]);
@@ -120,7 +120,7 @@ impl Program {
             }
             Kind::Qemu => {
                 let devicetree = files.join("guest.dtb");
-                let mut dump = self.hostvmm_command(&["run"], guest);
+                let mut dump = self.hostvmm_command(&["run"], guest.options());
                 dump.arg("--clock-line").arg("--dump-dtb").arg(&devicetree).stdout(Stdio::null());
                 let status = dump.status().map_err(|source| self.failed(source))?;
                 if !status.success() {
@@ -169,7 +169,15 @@ impl Vm {
     ) -> Result<Self, BenchError> {
         let qmp = files.join(format!("{name}.qmp"));
         let uri = incoming.map(|(way, socket)| way.uri(socket));
-        let mut command = program.command(guest, &qmp, uri.as_deref(), files)?;
+        let command = program.command(guest, &qmp, uri.as_deref(), files)?;
+        Self::spawn(program, command, qmp)
+    }
+
+    /// Starts `command`, which runs `program` with a control socket at `qmp`.
+    ///
+    /// # Errors
+    /// [`BenchError`].
+    pub(crate) fn spawn(program: &Program, mut command: Command, qmp: PathBuf) -> Result<Self, BenchError> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|source| program.failed(source))?;
         let (sender, lines) = channel();
@@ -248,10 +256,7 @@ impl Vm {
 
     /// Peak of the process's resident memory beyond the guest's that is resident at the end, in bytes.
     pub(crate) fn overhead_bytes(&self) -> u64 {
-        let read =
-            |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap_or_default();
-        let peak = kibibytes(&read("status"), "VmHWM:").first().copied().unwrap_or_default();
-        let smaps = read("smaps");
+        let smaps = self.proc("smaps");
         // A mapping's lines begin with its range and name; "Rss:" follows.
         let guest: u64 = match self.kind {
             Kind::Hostvmm => {
@@ -269,7 +274,26 @@ impl Vm {
             }
             Kind::Qemu => kibibytes(&smaps, "Rss:").into_iter().max().unwrap_or_default(),
         };
-        peak.saturating_sub(guest) << 10
+        self.peak_bytes().saturating_sub(guest << 10)
+    }
+
+    /// Most bytes that the process ever had resident.
+    pub(crate) fn peak_bytes(&self) -> u64 {
+        self.proc_bytes("status", "VmHWM:")
+    }
+
+    /// Bytes that the process has resident, its share of what others have as well.
+    pub(crate) fn pss_bytes(&self) -> u64 {
+        self.proc_bytes("smaps_rollup", "Pss:")
+    }
+
+    /// The first figure behind `key` in a file of the process in /proc (proc_pid_status(5), proc_pid_smaps(5)).
+    fn proc_bytes(&self, file: &str, key: &str) -> u64 {
+        kibibytes(&self.proc(file), key).first().copied().unwrap_or_default() << 10
+    }
+
+    fn proc(&self, file: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap_or_default()
     }
 
     /// Ends the VM and waits for that; hostvmm verifies the guest first, if it has it.
@@ -287,7 +311,11 @@ impl Vm {
         Ok(())
     }
 
-    fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, BenchError> {
+    /// Executes a command.
+    ///
+    /// # Errors
+    /// [`BenchError::Qmp`].
+    pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, BenchError> {
         self.client.execute(command, arguments).map_err(|source| {
             let said: Vec<String> = self.lines.try_iter().collect();
             BenchError::Qmp { said: said.join(" | "), source }

@@ -174,3 +174,22 @@ pub fn expect_exact(run: &Run, passes: usize, lockstep: bool) {
         }
     }
 }
+
+/// Every checkpoint of a pair is exact, judged from the ledger's entry `colo` alone, and so says the side itself.
+///
+/// # Panics
+/// If one is not, or there is none.
+#[track_caller]
+pub fn expect_exact_checkpoints(colo: &Value) {
+    let rounds = colo["rounds"].as_array().expect("the entry has checkpoints");
+    assert!(!rounds.is_empty());
+    let count = |round: &Value, name: &str| round[name].as_u64().expect("a count");
+    for round in rounds {
+        let union = count(round, "primary_dirty") + count(round, "secondary_dirty") - count(round, "both_dirty");
+        assert_eq!(count(round, "flushed"), union, "{round}");
+        let digests = ["digest_primary", "digest_secondary", "digest_cache"].map(|name| &round[name]);
+        assert!(digests[0].as_array().is_some_and(|slots| slots.len() == 2), "{round}");
+        assert!(digests[0] == digests[1] && digests[0] == digests[2], "{round}");
+    }
+    assert_eq!(colo["exact"], true);
+}

@@ -72,6 +72,11 @@ impl Vm {
         run(arguments.iter().copied().chain(["--qmp", address.as_str()]), false)
     }
 
+    /// Its control socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// What it has said so far.
     pub fn stderr(&self) -> String {
         std::fs::read_to_string(&self.stderr).unwrap_or_default()

@@ -207,5 +207,9 @@ pub(super) fn listen(
 
 /// The error of a greeting that somebody has ended.
 pub(super) fn is_cancelled(error: &MigrateError) -> bool {
-    matches!(error, MigrateError::Transport(TransportError::Cancelled))
+    match error {
+        MigrateError::Transport(TransportError::Cancelled) => true,
+        MigrateError::Lost { source } => transport::cancel::is_cancelled(source),
+        _ => false,
+    }
 }

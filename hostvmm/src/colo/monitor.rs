@@ -167,8 +167,11 @@ impl ColoMonitor {
     /// Asks for a checkpoint now (`x-checkpoint`). A secondary's wish is of no effect.
     ///
     /// # Errors
-    /// [`NoPair`].
+    /// [`NoPair`], also before both sides have met: a wish ends the waiting for the other.
     pub fn request_checkpoint(&self) -> Result<(), NoPair> {
+        if self.phase() == ColoPhase::Setup {
+            return Err(NoPair);
+        }
         self.wish(|wishes| wishes.checkpoint = true)
     }
 

@@ -10,6 +10,7 @@ mod sending;
 mod speaking;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -22,7 +23,7 @@ use super::compare::Compare;
 use super::error::ColoError;
 use super::faults::ColoBoundary;
 use super::info::{Cause, ColoPhase, Divergence, ExitReason, Held};
-use super::link::{Event, Line, Peer, events, listen};
+use super::link::{Event, Line, Peer, events, is_cancelled, listen};
 use super::monitor::{ColoMonitor, Ending};
 use super::outlet::OutletError;
 use super::output::Positions;
@@ -36,6 +37,7 @@ use crate::migrate::digest::Leaves;
 use crate::migrate::frames::FrameReader;
 use crate::migrate::pages::Packer;
 use crate::migrate::source::pieces::Pieces;
+use crate::migrate::transport::CancelToken;
 use crate::migrate::wire::{ColoMessage, ColoOffer, Message, SlotPass, Text};
 use crate::migrate::{MigrateError, Moment};
 
@@ -53,29 +55,29 @@ const IDLE: Duration = Duration::from_secs(1);
 /// Whatever goes wrong, the outcome says whether this VM goes on.
 pub fn protect(vm: &dyn ColoVm, peer: &Peer, voice: &mut Voice, monitor: &ColoMonitor) -> Outcome {
     let (sender, queue) = events();
-    let wake = sender.clone();
-    // A full queue wakes as well.
-    monitor.begin(Side::Primary, voice.epoch(), move || drop(wake.try_send(Event::Look)));
+    let cancel = match CancelToken::new() {
+        Ok(cancel) => cancel,
+        Err(source) => {
+            let error = MigrateError::Host { what: "connect to a secondary", source };
+            return unpaired(vm, monitor, (voice.epoch(), error.into()));
+        }
+    };
+    let is_met = Arc::new(AtomicBool::new(false));
+    let (wake, token, has_met) = (sender.clone(), cancel.clone(), Arc::clone(&is_met));
+    monitor.begin(Side::Primary, voice.epoch(), move || {
+        if has_met.load(Ordering::Acquire) {
+            // A full queue wakes as well.
+            let _ = wake.try_send(Event::Look);
+        } else {
+            token.cancel();
+        }
+    });
     vm.output().start();
-    let met = meet(vm, peer, voice, monitor);
+    let met = meet(vm, peer, voice, monitor, &cancel);
+    is_met.store(true, Ordering::Release);
     let mut primary = match met.and_then(|met| Primary::new(vm, voice, monitor, met)) {
         Ok(primary) => primary,
-        Err((voice_epoch, error)) => {
-            let fenced = matches!(error, ColoError::Outlet(OutletError::Fenced { .. }));
-            if fenced {
-                // The outlet is another's: this guest must not be heard any more.
-                let _ = vm.pause();
-                vm.fenced();
-            }
-            let (ending, phase) = if fenced {
-                (Ending::Fenced, ColoPhase::Fenced)
-            } else {
-                (Ending::Alone { epoch: voice_epoch }, ColoPhase::Alone)
-            };
-            monitor.show(|info| info.error = Some(error.to_string()));
-            monitor.end(phase, ExitReason::Error);
-            return Outcome { ending, error: Some(error) };
-        }
+        Err(unmet) => return unpaired(vm, monitor, unmet),
     };
     let reader = primary.reader.take();
     let watcher = watch::Watcher::new(vm.output());
@@ -97,6 +99,22 @@ pub fn protect(vm: &dyn ColoVm, peer: &Peer, voice: &mut Voice, monitor: &ColoMo
         drop(queue);
         outcome
     })
+}
+
+/// There is no secondary: the guest runs on alone, unless the outlet is another's.
+fn unpaired(vm: &dyn ColoVm, monitor: &ColoMonitor, (epoch, error): Unmet) -> Outcome {
+    let (ending, phase) = if matches!(error, ColoError::Outlet(OutletError::Fenced { .. })) {
+        // This guest must not be heard any more.
+        let _ = vm.pause();
+        vm.fenced();
+        (Ending::Fenced, ColoPhase::Fenced)
+    } else {
+        (Ending::Alone { epoch }, ColoPhase::Alone)
+    };
+    let is_wished = matches!(&error, ColoError::Channel(error) if is_cancelled(error));
+    monitor.show(|info| info.error = Some(error.to_string()));
+    monitor.end(phase, if is_wished { ExitReason::Request } else { ExitReason::Error });
+    Outcome { ending, error: Some(error) }
 }
 
 /// What a secondary may say; its heartbeat is nothing to be told of.
@@ -131,6 +149,8 @@ struct Primary<'a> {
     pass: u32,
     sent: [SlotPass; SlotId::COUNT],
     background_pages: u64,
+    /// How long the last pass of them took, or takes.
+    background_took: Duration,
     /// Bytes sent when the last checkpoint was committed.
     sent_bytes: u64,
     committed_at: Instant,
@@ -196,6 +216,7 @@ impl<'a> Primary<'a> {
             pass: 0,
             sent: Default::default(),
             background_pages: 0,
+            background_took: Duration::ZERO,
             sent_bytes: 0,
             committed_at: now,
             harvested_at: now,
@@ -259,9 +280,7 @@ impl<'a> Primary<'a> {
         let mut left = IDLE;
         if self.machine.state() == PrimaryState::Running {
             left = left.min(parameters.interval().saturating_sub(self.committed_at.elapsed()));
-            if let Some(background) = parameters.background() {
-                left = left.min(background.saturating_sub(self.harvested_at.elapsed()));
-            }
+            left = left.min(self.background_in(&parameters).unwrap_or(IDLE));
         }
         if !self.voice.is_silent() {
             left = left.min(CLAIM_AGAIN);

@@ -116,7 +116,6 @@ fn meet<'a>(
     is_met: &AtomicBool,
 ) -> Result<Secondary<'a>, ColoError> {
     let channel = accept(listener, cancel)?;
-    is_met.store(true, Ordering::Release);
     channel.set_timeouts(Some(OFFER), Some(OFFER));
     let handle = channel.handle();
     monitor.set_cut({
@@ -142,6 +141,7 @@ fn meet<'a>(
         }
     };
     writer.send(&Message::Accept { features: Features::NONE })?;
+    is_met.store(true, Ordering::Release);
     let parameters = monitor.parameters();
     let line = Line::new(writer, handle, &parameters, || ColoMessage::SecondaryAlive)?;
     voice.join(offer.pair);

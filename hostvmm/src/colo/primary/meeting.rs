@@ -23,26 +23,37 @@ pub(super) struct Met {
 /// An error, and the epoch that the VM owns all the same.
 pub(super) type Unmet = (u64, ColoError);
 
-/// Claims the outlet if nobody has yet, and greets the secondary.
-pub(super) fn meet(vm: &dyn ColoVm, peer: &Peer, voice: &mut Voice, monitor: &ColoMonitor) -> Result<Met, Unmet> {
+/// Claims the outlet if nobody has yet, and greets the secondary; `cancel` ends that, and later the channel.
+pub(super) fn meet(
+    vm: &dyn ColoVm,
+    peer: &Peer,
+    voice: &mut Voice,
+    monitor: &ColoMonitor,
+    cancel: &CancelToken,
+) -> Result<Met, Unmet> {
     if voice.epoch() == 0 {
         voice.claim(1, Side::Primary).map_err(|error| (0, error.into()))?;
         monitor.show(|info| info.epoch = 1);
     }
-    agree(vm, peer, voice, monitor).map_err(|error| (voice.epoch(), error))
+    agree(vm, peer, voice, monitor, cancel).map_err(|error| (voice.epoch(), error))
 }
 
-fn agree(vm: &dyn ColoVm, peer: &Peer, voice: &Voice, monitor: &ColoMonitor) -> Result<Met, ColoError> {
-    let host = |what| move |source| MigrateError::Host { what, source };
-    let cancel = CancelToken::new().map_err(host("connect to a secondary"))?;
-    let (channel, clock) = connect(peer, &cancel)?;
+fn agree(
+    vm: &dyn ColoVm,
+    peer: &Peer,
+    voice: &Voice,
+    monitor: &ColoMonitor,
+    cancel: &CancelToken,
+) -> Result<Met, ColoError> {
+    let (channel, clock) = connect(peer, cancel)?;
     let handle = channel.handle();
     monitor.set_cut({
         let handle = handle.clone();
         move || handle.shutdown()
     });
     let parameters = monitor.parameters();
-    let salt = Session::random().map_err(host("get random bytes"))?.raw() as u64;
+    let salt =
+        Session::random().map_err(|source| MigrateError::Host { what: "get random bytes", source })?.raw() as u64;
     let offer = ColoOffer {
         pair: voice.pair(),
         epoch: voice.epoch(),

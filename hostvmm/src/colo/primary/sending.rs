@@ -1,7 +1,7 @@
 //! Pages on their way into the cache: piece by piece while the guests run, all that is left while they stand still.
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Primary;
 use crate::colo::error::ColoError;
@@ -12,29 +12,56 @@ use crate::migrate::MigrateError;
 use crate::migrate::source::pieces::Pieces;
 use crate::migrate::wire::{Message, PageBatch, PassEnd};
 
+/// Of this much time one part goes to pages that are sent while the guests run.
+const BACKGROUND_PART: u32 = 25;
+/// Least time before a checkpoint in which its last pages are sent.
+const LAST_PASS: Duration = Duration::from_millis(1);
+
 impl Primary<'_> {
     /// One piece of pages, and now and then a harvest for more.
     pub(super) fn send_in_background(&mut self, parameters: &ColoParameters) -> Result<(), ColoError> {
+        let begun = Instant::now();
         if let Some(pieces) = &mut self.pieces {
             if let Some((slot, piece)) = pieces.next() {
                 self.background_pages += piece.iter().map(|run| run.end - run.start).sum::<u64>();
-                return self.send_piece(slot, &piece);
+                self.send_piece(slot, &piece)?;
+            } else {
+                self.pieces = None;
+                self.end_pass()?;
             }
-            self.pieces = None;
-            return self.end_pass();
+            self.background_took += begun.elapsed();
+            return Ok(());
         }
-        let is_due = parameters.background().is_some_and(|pause| self.harvested_at.elapsed() >= pause);
-        if is_due && self.machine.state() == PrimaryState::Running {
+        if self.machine.state() == PrimaryState::Running && self.background_in(parameters) == Some(Duration::ZERO) {
             let mut fresh = pages::clean(self.vm.memory(), self.vm.log_page_bytes());
             pages::harvest(self.vm, &mut fresh)?;
-            self.harvested_at = Instant::now();
+            self.harvested_at = begun;
             pages::add(&mut self.dirty, &fresh);
             pages::add(&mut self.unsent, &fresh);
             if pages::count(&self.unsent) > 0 {
                 self.pieces = Some(Pieces::new(&self.unsent));
             }
+            self.background_took = begun.elapsed();
         }
         Ok(())
+    }
+
+    /// Time until the next harvest whose pages are sent while the guests run; `None` where there is none to come.
+    ///
+    /// A pass of such pages takes time of both guests' hosts, and a guest that writes the same pages again and again has them
+    /// sent as often. So there is a pass every so often, but for no more than a part of the time; and a last one that ends as the
+    /// checkpoint is due, for what is written after that has to be sent while the guests stand still.
+    pub(super) fn background_in(&self, parameters: &ColoParameters) -> Option<Duration> {
+        let pause = parameters.background()?;
+        let rest = self.background_took.saturating_mul(BACKGROUND_PART);
+        let regular = pause.max(rest).saturating_sub(self.harvested_at.elapsed());
+        let interval = parameters.interval();
+        let last_of = self.background_took.max(LAST_PASS);
+        if interval < rest || interval < pause || self.harvested_at.elapsed() < 2 * last_of {
+            return Some(regular);
+        }
+        let last = interval.saturating_sub(self.committed_at.elapsed()).saturating_sub(last_of);
+        Some(regular.min(last))
     }
 
     /// Sends `piece`, which was harvested; what is written from here on is dirty once more.
