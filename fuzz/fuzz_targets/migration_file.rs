@@ -71,6 +71,7 @@ static RIG: LazyLock<Rig> = LazyLock::new(|| {
         counter: CounterPolicy::RunsOn,
         salt: SALT,
         clock: ClockOffset::SAME,
+        cpu: Vec::new(),
     };
     let path = std::env::temp_dir().join(format!("tidemark-fuzz-{}", std::process::id()));
     let mut writer = FileWriter::create(&path, 0, &offer).expect("the host has a disk");

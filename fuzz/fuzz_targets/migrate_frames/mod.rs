@@ -104,5 +104,6 @@ pub fn offer() -> Offer {
         counter: CounterPolicy::RunsOn,
         salt: 0,
         clock: ClockOffset::SAME,
+        cpu: Vec::new(),
     }
 }

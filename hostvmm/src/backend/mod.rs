@@ -32,6 +32,7 @@ mod kvm;
 mod kvm;
 #[cfg(any(target_arch = "aarch64", test))]
 mod kvm_run;
+mod skewed;
 #[cfg(test)]
 mod state_conformance;
 #[cfg(test)]
@@ -47,6 +48,7 @@ use abi::{Arch, Gpa, GuestRange};
 
 pub use self::dump::VcpuDump;
 pub use self::gic_state::{GicKey, GicState};
+pub use self::skewed::{Skew, Skewed};
 use crate::machine::{BuildError, Layout, MachineConfig, Start};
 use crate::memory::{GuestMemory, Size, SlotId};
 

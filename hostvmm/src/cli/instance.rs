@@ -10,6 +10,8 @@ use signal_hook::iterator::Signals;
 
 use super::common::{CommonArgs, Mode};
 use super::ending::Ending;
+use super::registers::{MissingArg, UnknownArg, policy};
+use crate::backend::Skew;
 use crate::colo::outlet::OutletAddress;
 use crate::colo::{ColoFault, PlantedOmission, Side};
 use crate::control::Address;
@@ -39,6 +41,14 @@ pub(crate) struct InstanceArgs {
     /// Verify a guest as soon as it has arrived, before it goes on.
     #[arg(long)]
     verify_guest: bool,
+    /// What becomes of an arriving guest's registers that the table of rules does not know (docs/registers.md): refuse the move, leave
+    /// them behind while they are zero or the same on both sides, or leave them behind.
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t, hide_default_value = true)]
+    unknown_registers: UnknownArg,
+    /// What becomes of an arriving guest that was shown CPU features which this host lacks: it is refused, or they are named, for a guest
+    /// known not to use them.
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t, hide_default_value = true)]
+    missing_features: MissingArg,
     /// Prove by the certificates in DIR who both sides of a migration are (see tls-keygen).
     #[arg(long, value_name = "DIR")]
     tls_creds: Option<PathBuf>,
@@ -55,6 +65,9 @@ pub(crate) struct InstanceArgs {
     /// Plant a fault in every pair, or a lie about dirty pages, as omit-primary@3.
     #[arg(long, value_name = "BOUNDARY=ACTION@CHECKPOINT|OMISSION@CHECKPOINT", hide = true)]
     plant_colo_fault: Option<Plant>,
+    /// List other registers than the accelerator does.
+    #[arg(long, value_name = "SKEW", hide = true)]
+    skew_registers: Option<Skew>,
     /// Plant a fault at a step of every migration.
     #[arg(long, value_name = "BOUNDARY=ACTION", hide = true)]
     plant_migration_fault: Option<FaultPlan>,
@@ -107,6 +120,9 @@ impl InstanceArgs {
             ("--track-dirty", self.track_dirty),
             ("--verify-guest", self.verify_guest),
             ("--tls-creds", self.tls_creds.is_some()),
+            ("--unknown-registers", self.unknown_registers != UnknownArg::default()),
+            ("--missing-features", self.missing_features != MissingArg::default()),
+            ("--skew-registers", self.skew_registers.is_some()),
             ("--plant-migration-fault", self.plant_migration_fault.is_some()),
             ("--colo-peer", self.colo_peer.is_some()),
             ("--colo-outlet", self.colo_outlet.is_some()),
@@ -154,6 +170,7 @@ impl InstanceArgs {
             verify_guest: self.verify_guest,
             tls_creds: self.tls_creds.clone(),
             fault: self.plant_migration_fault,
+            registers: policy(self.unknown_registers, self.missing_features),
         })
     }
 }
@@ -172,6 +189,7 @@ pub(super) fn run(args: &InstanceArgs, common: &CommonArgs, plant_exception: boo
     let options = args.options()?;
     let mut spec = common.spec("run")?;
     spec.machine.plant_exception = plant_exception;
+    spec.machine.skew = args.skew_registers;
     let instance = Instance::new(&spec, options).map_err(ending)?;
     end_on_signals(&instance)?;
     instance.run().map_err(ending)

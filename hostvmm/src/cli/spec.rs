@@ -58,6 +58,7 @@ impl CommonArgs {
             seed: self.seed,
             region_blocks: self.region_map == RegionMap::Blocks,
             plant_exception: false,
+            skew: None,
             heartbeat: self.heartbeat.unwrap_or_default(),
             clock_line: self.clock_line,
             output: self.guest_output.into(),

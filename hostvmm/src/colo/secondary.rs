@@ -128,7 +128,7 @@ fn meet<'a>(
         (Message::Colo(ColoMessage::Offer(offer)), 0) => *offer,
         _ => return Err(ColoError::Unexpected { tag: "in place of an offer" }),
     };
-    if let Some(mismatch) = vm.describe().mismatch(&offer.description) {
+    if let Some(mismatch) = vm.describe().mismatch_of_pair(&offer.description) {
         writer.send(&Message::Refuse(mismatch.clone()))?;
         return Err(ColoError::Refused(mismatch));
     }

@@ -110,6 +110,8 @@ pub enum Command {
     },
     /// `x-tidemark-status`.
     Status,
+    /// `x-tidemark-registers`.
+    Registers,
     /// `x-tidemark-checksum`.
     Checksum,
     /// `quit`.
@@ -117,7 +119,7 @@ pub enum Command {
 }
 
 /// Every command's name, in the order of `query-commands`.
-pub const COMMANDS: [&str; 28] = [
+pub const COMMANDS: [&str; 29] = [
     "qmp_capabilities",
     "query-version",
     "query-commands",
@@ -145,6 +147,7 @@ pub const COMMANDS: [&str; 28] = [
     "x-checkpoint",
     "x-tidemark-colo",
     "x-tidemark-status",
+    "x-tidemark-registers",
     "x-tidemark-checksum",
 ];
 
@@ -209,6 +212,7 @@ pub(super) fn decode(name: &str, arguments: Map<String, Value>) -> Result<Decode
         "x-checkpoint" => Command::Checkpoint,
         "x-tidemark-colo" => Command::Colo { after: arguments.integer("after")?.unwrap_or(u64::MAX) },
         "x-tidemark-status" => Command::Status,
+        "x-tidemark-registers" => Command::Registers,
         "x-tidemark-checksum" => Command::Checksum,
         name => {
             return Err(CommandError {

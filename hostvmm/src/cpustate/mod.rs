@@ -4,6 +4,8 @@
 //! - [`table()`]: every id that KVM or the emulator lists, with its name and its [`Rule`]; docs/registers.md is made from it;
 //! - [`translate()`]: from a source's registers to the writes that restore them at a destination, in order, with a named line
 //!   ([`Note`]) for everything that is not simply copied, or the reasons why not ([`Refusal`]);
+//! - [`constants`] and [`check_constants`]: what of it can be told before anything moves;
+//! - [`unexplained`]: two vCPUs before and after a move, held against what was said of it;
 //! - [`features`]: CPU compatibility by the fields of identification registers, and the [`features::Baseline`] of two machines;
 //! - [`Snapshot`]: a list of registers as text, the form of the fixtures.
 //!
@@ -22,7 +24,9 @@ mod document;
 pub mod features;
 #[cfg(test)]
 mod fixtures;
+mod handshake;
 mod id;
+mod judge;
 mod outcome;
 mod rule;
 mod snapshot;
@@ -36,6 +40,8 @@ use std::collections::BTreeSet;
 use abi::Arch;
 
 pub use self::features::{Baseline, Lack};
+pub use self::handshake::{check_constants, constants};
+pub use self::judge::unexplained;
 pub use self::outcome::{Note, NoteKind, Reason, Refusal, Side, Translation, Unheld};
 pub use self::rule::{Absent, Entry, Rule, Stage, Surplus};
 pub use self::snapshot::{MAX_REGISTERS, Snapshot, SnapshotError};

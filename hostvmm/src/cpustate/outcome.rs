@@ -189,7 +189,7 @@ impl fmt::Display for Note {
 }
 
 /// A register's name, and its id where the table has no name.
-struct Name(u64);
+pub(super) struct Name(pub(super) u64);
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -82,6 +82,7 @@ impl Handler for Remote {
             Command::CalcDirtyRate { time, unit } => self.calc_dirty_rate(DirtyRate::duration(time, unit)),
             Command::QueryDirtyRate { unit } => self.dirty_rate(unit),
             Command::Status => self.status(),
+            Command::Registers => self.registers(),
             Command::Checksum => self.checksum(),
             Command::Quit => {
                 instance.ask_end(End::Quit);
@@ -223,14 +224,28 @@ impl Remote {
 }
 
 impl Remote {
+    /// Refuses a guest that does not stand still.
+    fn check_still(&self, what: &str) -> Result<(), CommandError> {
+        let state = self.0.run_state();
+        if matches!(state, RunState::Prelaunch | RunState::Paused | RunState::Postmigrate) {
+            return Ok(());
+        }
+        Err(CommandError::generic(format!("A guest that is {} has no {what}: `stop` it first", state.name())))
+    }
+
+    /// Every register of every vCPU, of a guest that stands still.
+    fn registers(&self) -> Result<Value, CommandError> {
+        self.check_still("registers that stay")?;
+        let vcpus = self.0.vcpus.registers().map_err(|error| CommandError::generic(error.to_string()))?;
+        let register = |(id, value): &(u64, u128)| json!([format!("{id:016x}"), format!("{value:x}")]);
+        let vcpu = |registers: &Vec<(u64, u128)>| registers.iter().map(register).collect::<Value>();
+        Ok(json!({ "vcpus": vcpus.iter().map(vcpu).collect::<Value>() }))
+    }
+
     /// `sum -r` of each slot, of a guest that stands still.
     fn checksum(&self) -> Result<Value, CommandError> {
+        self.check_still("checksum")?;
         let instance = &self.0;
-        let state = instance.run_state();
-        if !matches!(state, RunState::Prelaunch | RunState::Paused | RunState::Postmigrate) {
-            let name = state.name();
-            return Err(CommandError::generic(format!("A guest that is {name} has no checksum: `stop` it first")));
-        }
         let of = |slot: SlotId| {
             let view = SlotView::new(instance.machine.memory(), slot);
             let sum = sum_r(&view).map_err(|error| CommandError::generic(error.to_string()))?;

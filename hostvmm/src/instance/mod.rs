@@ -42,9 +42,11 @@ use self::heartbeat::GapWatch;
 use self::log::{LogUser, SharedLog};
 use self::rate::DirtyRate;
 use self::sections::Luggage;
+use crate::backend::Accelerator;
 use crate::colo::{ColoMonitor, ColoPhase, Side, Voice};
 use crate::control::types::{RunState, Verification};
 use crate::control::{Address, Events, Server, ServerError};
+use crate::cpustate::{self, Policy};
 use crate::dirty::DirtyLogKind;
 use crate::machine::state::CounterState;
 use crate::machine::{BuildError, Image, LoadError, Machine};
@@ -88,6 +90,8 @@ pub struct Options {
     pub tls_creds: Option<PathBuf>,
     /// A fault planted in every migration.
     pub fault: Option<FaultPlan>,
+    /// What becomes of an arriving guest's registers where the table of rules does not say.
+    pub registers: Policy,
     /// About COLO pairs.
     pub colo: ColoOptions,
 }
@@ -244,6 +248,10 @@ pub struct Instance {
     leaves_at: Mutex<Vec<Steps>>,
     /// What the guest's counter showed as it was stopped to move away.
     stopped_with: Mutex<Option<CounterState>>,
+    /// Of a vCPU's registers those that no guest changes.
+    constants: Mutex<Vec<(u64, u128)>>,
+    /// What executed the guest that is on its way here.
+    comes_from: Mutex<Option<Accelerator>>,
     /// What its heartbeats tell of its move.
     gaps: GapWatch,
     started: Instant,
@@ -296,6 +304,8 @@ impl Instance {
             migration_events,
             events,
             luggage: Mutex::default(),
+            constants: Mutex::new(constants(&machine, &vcpus)?),
+            comes_from: Mutex::default(),
             gaps: GapWatch::default(),
             started: Instant::now(),
             machine,
@@ -588,6 +598,13 @@ impl std::fmt::Debug for Instance {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Instance").field("control", &*self.control()).field("monitor", &self.monitor).finish()
     }
+}
+
+/// Of the registers of `machine`'s first vCPU, which is paused, those that no guest changes; all vCPUs have the same but for their
+/// affinity.
+fn constants(machine: &Machine, vcpus: &Vcpus) -> Result<Vec<(u64, u128)>, VcpusError> {
+    let registers = vcpus.registers()?.into_iter().next().unwrap_or_default();
+    Ok(cpustate::constants(&registers, machine.config().tables.arch()))
 }
 
 /// A monitor that tells clients who asked for it of each phase and pass, and `migrations` of each begin.

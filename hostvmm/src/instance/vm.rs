@@ -8,15 +8,18 @@ use std::time::Duration;
 use super::heartbeat::{Arrival, Departure};
 use super::log::LogUser;
 use super::sections::Luggage;
-use super::{End, Instance, InstanceError, Order, lock, tell};
+use super::{End, Instance, InstanceError, Order, constants, lock, tell};
+use crate::backend::Accelerator;
 use crate::control::types::RunState;
+use crate::cpustate;
 use crate::dirty::PageBitmap;
-use crate::machine::state::{CounterState, MachineState};
+use crate::machine::state::{CounterState, MachineState, Translations};
 use crate::memory::{GuestMemory, SlotId};
 use crate::migrate::transport::tls::Role;
 use crate::migrate::transport::{TlsCreds, TransportError, Uri};
 use crate::migrate::wire::{Description, Section};
 use crate::migrate::{self, ClockOffset, CounterPolicy, DestinationVm, Inbound, Moment, Phase, SourceVm, VmError};
+use crate::vcpus::VcpusError;
 
 /// How long a guest that arrives has to enter its first vCPU. One whose vCPUs all wait for a command enters none.
 const ENTRY: Duration = Duration::from_millis(200);
@@ -147,6 +150,17 @@ impl Instance {
         Ok(())
     }
 
+    /// What became of the registers of a guest that has just been loaded.
+    fn tell_registers(&self, translations: &Translations) -> Result<(), VcpusError> {
+        let report = translations.report(&self.vcpus)?;
+        // Identification that could be chosen is the guest's now.
+        *lock(&self.constants) = constants(&self.machine, &self.vcpus)?;
+        let (from, to, notes) = (&report.from, &report.to, report.notes.len());
+        tell(&format!("registers from {from} to {to}: {notes} notes, by `info migrate` and in the ledger"));
+        self.monitor.show(|info| info.registers = Some(report));
+        Ok(())
+    }
+
     fn not_received(&self, error: String, exit_on_error: bool) {
         if self.run_state() != RunState::Inmigrate {
             // The guest is here and runs: what went wrong afterwards is no reason to end it.
@@ -163,6 +177,10 @@ impl Instance {
 impl SourceVm for Instance {
     fn describe(&self) -> Description {
         self.description()
+    }
+
+    fn cpu(&self) -> Vec<(u64, u128)> {
+        lock(&self.constants).clone()
     }
 
     fn memory(&self) -> &GuestMemory {
@@ -266,6 +284,14 @@ impl DestinationVm for Instance {
         self.description()
     }
 
+    fn check_cpu(&self, source: Accelerator, theirs: &[(u64, u128)]) -> Result<(), String> {
+        *lock(&self.comes_from) = Some(source);
+        let ours = lock(&self.constants);
+        let (writable, arch) = (self.machine.vm().writable_features(), self.machine.config().tables.arch());
+        let checked = cpustate::check_constants(theirs, &ours, &writable, arch, self.options.registers);
+        checked.map_err(|refusal| refusal.to_string())
+    }
+
     fn memory(&self) -> &GuestMemory {
         self.machine.memory()
     }
@@ -276,7 +302,13 @@ impl DestinationVm for Instance {
 
     fn load(&self, sections: &[Section]) -> Result<(), VmError> {
         let mut luggage = self.unpack(sections)?;
+        let from = lock(&self.comes_from).unwrap_or(self.machine.vm().accelerator());
+        let translated = luggage.state.translate(from, &self.machine, &self.vcpus, self.options.registers);
+        let translated = translated.map_err(|error| VmError::new("move the vCPUs' registers here", error))?;
         self.put_in_place(&mut luggage)?;
+        if let Some(translations) = translated {
+            self.tell_registers(&translations).map_err(|error| VmError::new("read the vCPUs' registers", error))?;
+        }
         *lock(&self.luggage) = Some(luggage);
         Ok(())
     }

@@ -12,7 +12,7 @@ use abi::{Arch, Armv7Aliases, Gpa, Granule, GuestRange, ShortPages, Tables, VaBi
 use workload::Pattern;
 
 use super::heartbeat::Heartbeat;
-use crate::backend::{Accelerator, KvmLog};
+use crate::backend::{Accelerator, KvmLog, Skew};
 use crate::memory::{Backing, host_page_bytes};
 
 /// Bits of guest physical address that the machine has: KVM's default (`KVM_VM_TYPE_ARM_IPA_SIZE` 0 is 40 bits), which
@@ -68,6 +68,8 @@ pub struct MachineConfig {
     pub region_blocks: bool,
     /// Test hook: vCPU 0 takes an unexpected exception once it has booted.
     pub plant_exception: bool,
+    /// Test hook: vCPUs list other registers than their accelerator does.
+    pub skew: Option<Skew>,
     /// How every vCPU shows that it runs.
     pub heartbeat: Heartbeat,
     /// vCPU 0 prints a clock line every second between its steps and while it sleeps.
@@ -104,6 +106,7 @@ impl Default for MachineConfig {
             seed: 0,
             region_blocks: false,
             plant_exception: false,
+            skew: None,
             heartbeat: Heartbeat::Off,
             clock_line: false,
             output: GuestOutput::Off,

@@ -9,6 +9,7 @@ use super::clock::{ClockOffset, HostTime};
 use super::estimate::{Estimate, PassReport};
 use super::parameters::DigestMode;
 use super::phase::Phase;
+use crate::machine::state::RegistersReport;
 
 /// A migration, seen from one side; serialises as `query-migrate` answers.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -55,6 +56,9 @@ pub struct MigrationInfo {
     /// Milliseconds since the peer has last sent or taken anything, while the migration is under way.
     #[serde(rename = "x-silent", skip_serializing_if = "Option::is_none")]
     pub silent: Option<u64>,
+    /// What became of the vCPUs' registers, at the destination, where they were not its own anyway.
+    #[serde(rename = "x-registers", skip_serializing_if = "Option::is_none")]
+    pub registers: Option<RegistersReport>,
     /// The peer's clock.
     #[serde(rename = "x-clock", skip_serializing_if = "Option::is_none")]
     pub clock: Option<ClockOffset>,

@@ -371,7 +371,7 @@ impl Monitor {
     }
 
     /// Changes what is shown.
-    pub(super) fn show(&self, change: impl FnOnce(&mut MigrationInfo)) {
+    pub(crate) fn show(&self, change: impl FnOnce(&mut MigrationInfo)) {
         change(&mut self.lock().info);
     }
 

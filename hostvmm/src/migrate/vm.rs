@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::clock::{ClockOffset, HostTime};
 use super::parameters::CounterPolicy;
 use super::wire::{Description, Section};
+use crate::backend::Accelerator;
 use crate::dirty::PageBitmap;
 use crate::memory::{GuestMemory, SlotId};
 
@@ -48,6 +49,11 @@ pub struct Moment {
 pub trait SourceVm: Send + Sync {
     /// What both sides must have alike.
     fn describe(&self) -> Description;
+
+    /// Of a vCPU's registers those that are compared before anything moves ([`crate::cpustate::constants`]).
+    fn cpu(&self) -> Vec<(u64, u128)> {
+        Vec::new()
+    }
 
     /// Its memory.
     fn memory(&self) -> &GuestMemory;
@@ -107,6 +113,15 @@ pub trait SourceVm: Send + Sync {
 pub trait DestinationVm: Send + Sync {
     /// What both sides must have alike.
     fn describe(&self) -> Description;
+
+    /// Whether a guest of `source` whose vCPUs have these `constants`, of [`SourceVm::cpu`], can run here.
+    ///
+    /// # Errors
+    /// Every reason why not, for people on both sides.
+    fn check_cpu(&self, source: Accelerator, constants: &[(u64, u128)]) -> Result<(), String> {
+        let _ = (source, constants);
+        Ok(())
+    }
 
     /// Its memory: all zeroes.
     fn memory(&self) -> &GuestMemory;

@@ -30,6 +30,7 @@ pub fn migration_text(info: &Value) -> String {
         let mode = info["x-digest"]["mode"].as_str().unwrap_or_default();
         text.row("memory compared", &format!("{mode}, {}", if equal { "equal" } else { "DIFFERENT" }));
     }
+    registers(&mut text, &info["x-registers"]);
     text.0
 }
 
@@ -86,6 +87,22 @@ fn downtime(text: &mut Text, split: &Value) {
     text.row("downtime, split", &format!("{} = {}", ms(part("total-ns")), parts.join(" + ")));
 }
 
+/// What became of registers, one a line.
+fn registers(text: &mut Text, report: &Value) {
+    if !report.is_object() {
+        return;
+    }
+    let word = |name: &str| report[name].as_str().unwrap_or_default();
+    let micros = report["translate-ns"].as_u64().unwrap_or(0) as f64 / 1e3;
+    let written = report["written"].as_u64().unwrap_or(0);
+    text.row("registers", &format!("from {} to {}, {written} written, rules {micros:.0} µs", word("from"), word("to")));
+    for (name, list) in [("", "notes"), ("not held", "unheld")] {
+        for line in report[list].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            text.row(name, line);
+        }
+    }
+}
+
 /// The estimate beside what happened.
 fn foreseen(text: &mut Text, info: &Value) {
     let estimate = &info["x-estimate"];
@@ -130,6 +147,21 @@ mod tests {
         assert!(text.contains("foreseen          3 passes, 3.0 MiB, downtime 5.000 ms\n"), "{text}");
         assert!(text.contains("happened          3 passes, 3.0 MiB, downtime 6.250 ms\n"), "{text}");
         assert!(text.contains("6.250 ms = final-pass 0.000 ms"), "{text}");
+    }
+
+    #[test]
+    fn what_became_of_registers_is_named_one_a_line() {
+        let text = migration_text(&json!({
+            "status": "completed",
+            "x-registers": {
+                "from": "kvm", "to": "emulator", "written": 240, "translate-ns": 31_400,
+                "notes": ["MIDR_EL1: differs", "CCSIDR: left behind"], "unheld": ["ESR_EL1: reserved bits"],
+            },
+        }));
+        let lines: Vec<_> = text.lines().skip(1).collect();
+        assert_eq!(lines[0], "registers         from kvm to emulator, 240 written, rules 31 µs");
+        assert!(lines[1].ends_with(" MIDR_EL1: differs") && lines[2].ends_with(" CCSIDR: left behind"), "{text}");
+        assert_eq!(lines[3], "not held          ESR_EL1: reserved bits");
     }
 
     #[test]

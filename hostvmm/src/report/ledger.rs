@@ -20,7 +20,7 @@ pub use colo::{CheckpointEntry, ColoEntry, ColoOutputEntry};
 
 pub use migration::{
     BytesEntry, CancelEntry, DowntimeEntry, EstimateEntry, GapBucket, GapsEntry, GuestClockEntry, HopEntry,
-    HugePagesAround, KillEntry, MigrationEntry, RoundEntry, SlotDigestsEntry, ThrottleEntry,
+    HugePagesAround, KillEntry, MigrationEntry, RegistersEntry, RoundEntry, SlotDigestsEntry, ThrottleEntry,
 };
 
 /// The tables that there were when ledgers did not name them.

@@ -123,6 +123,17 @@ pub(super) fn text(entry: &MigrationEntry) -> String {
         };
         line(format!("digest of {}: {both}", digests.slot));
     }
+    if let Some(registers) = &entry.registers {
+        line(format!(
+            "registers from {} to {}: {} written, rules {}",
+            registers.from,
+            registers.to,
+            registers.written,
+            time(registers.translate_ns)
+        ));
+        registers.notes.iter().for_each(|note| line(format!("  {note}")));
+        registers.unheld.iter().for_each(|unheld| line(format!("  not held: {unheld}")));
+    }
     if let Some(gaps) = &entry.gaps {
         line(gaps_table(gaps));
     }

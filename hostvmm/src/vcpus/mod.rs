@@ -44,7 +44,7 @@ use std::time::Duration;
 use abi::hypercall::{Command, ExceptionReport, Outcome, PROGRESS_COMPLETED, PROGRESS_STARTED, PROGRESS_STOP};
 use abi::{Arch, Gpa, GuestRange};
 
-use crate::backend::{BackendError, Vcpu};
+use crate::backend::{BackendError, Skew, Skewed, Vcpu};
 use crate::colo::output::Tap;
 use crate::heartbeat::{GuestHeartbeat, ReadError};
 use crate::machine::{Clock, Frame, Machine};
@@ -306,7 +306,8 @@ impl Vcpus {
     /// [`VcpusError::NoVcpu`] where the machine's vCPUs run already, [`VcpusError::Thread`] where the host refuses.
     pub fn start(machine: &Machine) -> Result<Self, VcpusError> {
         let shared = Arc::new(Shared::new(machine));
-        Self::start_on(shared, machine.config().clock, machine.config().vcpus)
+        let config = machine.config();
+        Self::start_on(shared, config.clock, config.vcpus, config.skew)
     }
 
     /// As [`Self::start`], but paused: nothing executes before [`Self::resume`], and a state can be restored. The vCPUs of
@@ -317,17 +318,21 @@ impl Vcpus {
     pub fn start_paused(machine: &Machine) -> Result<Self, VcpusError> {
         let shared = Shared::new(machine);
         shared.pause();
-        let vcpus = Self::start_on(Arc::new(shared), machine.config().clock, machine.config().vcpus)?;
+        let config = machine.config();
+        let vcpus = Self::start_on(Arc::new(shared), config.clock, config.vcpus, config.skew)?;
         if machine.is_incoming() {
             vcpus.vcpus.iter().try_for_each(|vcpu| lock(vcpu).set_on(false))?;
         }
         Ok(vcpus)
     }
 
-    fn start_on(shared: Arc<Shared>, clock: Clock, count: usize) -> Result<Self, VcpusError> {
+    fn start_on(shared: Arc<Shared>, clock: Clock, count: usize, skew: Option<Skew>) -> Result<Self, VcpusError> {
         let mut taken: Vec<SharedVcpu> = Vec::new();
         for vcpu in 0..count {
-            let vcpu = shared.vm().take_vcpu(vcpu).ok_or(VcpusError::NoVcpu { vcpu })?;
+            let mut vcpu = shared.vm().take_vcpu(vcpu).ok_or(VcpusError::NoVcpu { vcpu })?;
+            if let Some(skew) = skew {
+                vcpu = Box::new(Skewed::new(vcpu, skew));
+            }
             taken.push(Arc::new(Mutex::new(vcpu)));
         }
         let mut vcpus = Self { shared, vcpus: taken.clone(), threads: Vec::new(), clock };

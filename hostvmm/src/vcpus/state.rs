@@ -163,6 +163,14 @@ impl Vcpus {
         })
     }
 
+    /// Every register of every vCPU but the counters, as [`Self::save`] has them.
+    ///
+    /// # Errors
+    /// [`VcpusError::NotPaused`]; [`VcpusError::Backend`] for a register that cannot be read.
+    pub fn registers(&self) -> Result<Vec<Vec<(u64, u128)>>, VcpusError> {
+        self.with_paused(|vcpus, _| vcpus.iter_mut().map(|vcpu| read_registers(vcpu.as_mut())).collect())
+    }
+
     /// Makes every vCPU what `states` say, whatever it was and is in the middle of: a machine whose guest has run can be
     /// given a state as often as is wanted. They stay paused; the counter is to be set, then [`Self::restore_power`].
     ///

@@ -22,7 +22,7 @@ const LIVENESS: Duration = Duration::from_secs(20);
 fn start(vm: &Arc<ScriptVm>, clock: Clock, vcpus: usize) -> Vcpus {
     let handle: Arc<dyn crate::backend::Vm> = Arc::clone(vm) as _;
     let shared = Shared::with(handle, vm.memory().clone(), "none.elf".into(), Arch::Aarch64, vcpus);
-    Vcpus::start_on(Arc::new(shared), clock, vcpus).unwrap()
+    Vcpus::start_on(Arc::new(shared), clock, vcpus, None).unwrap()
 }
 
 fn event(vcpus: &Vcpus) -> Event {
@@ -151,7 +151,7 @@ fn a_slice_executes_exactly_its_instructions_in_turns() {
     let handle: Arc<dyn crate::backend::Vm> = Arc::clone(&vm) as _;
     let shared = Arc::new(Shared::with(handle, vm.memory().clone(), "none.elf".into(), Arch::Aarch64, 2));
     shared.lock().paused = true;
-    let mut vcpus = Vcpus::start_on(shared, Clock::Icount, 2).unwrap();
+    let mut vcpus = Vcpus::start_on(shared, Clock::Icount, 2, None).unwrap();
     assert_eq!(vcpus.run_slice(4_000).unwrap(), SliceEnd::Instructions);
     assert_eq!(vcpus.run_slice(18_000).unwrap(), SliceEnd::Instructions);
     vcpus.shutdown();
@@ -307,7 +307,7 @@ fn a_tap_takes_the_console_before_a_pause_returns_and_nothing_else_hears_it() {
         let handle: Arc<dyn crate::backend::Vm> = Arc::clone(&vm) as _;
         let shared = Shared::with(handle, vm.memory().clone(), "none.elf".into(), Arch::Aarch64, 1);
         shared.tap().start();
-        let mut vcpus = Vcpus::start_on(Arc::new(shared), clock, 1).unwrap();
+        let mut vcpus = Vcpus::start_on(Arc::new(shared), clock, 1, None).unwrap();
         assert!(vcpus.output().wait(LIVENESS));
         vcpus.pause();
         let positions = vcpus.output().positions();

@@ -1,6 +1,7 @@
 //! Everything of a machine but its memory, to go on elsewhere: [`MachineState`].
 //!
 //! - [`MachineState::save`] and [`MachineState::restore`]: from and to a machine whose vCPUs are paused;
+//! - [`MachineState::translate`]: a state of another accelerator's machine ([`translate`]);
 //! - [`CounterState`]: the guest's time, which goes on or stands still while nobody executes ([`counter`]);
 //! - [`MachineState::encode`] and [`MachineState::decode`]: its bytes, for an outside that is not trusted ([`codec`]).
 //!
@@ -17,10 +18,14 @@
 mod codec;
 mod counter;
 #[cfg(test)]
+mod cross_tests;
+#[cfg(test)]
 pub(crate) mod tests;
+mod translate;
 
 pub use self::codec::BadSection;
 pub use self::counter::{CounterSet, CounterState};
+pub use self::translate::{RegistersReport, Translations};
 use super::Machine;
 #[cfg(doc)]
 use crate::backend::Vm;
@@ -66,6 +71,14 @@ pub enum StateError {
     /// Bytes of an outside.
     #[error(transparent)]
     Section(#[from] BadSection),
+    /// Registers of a vCPU that cannot be moved here.
+    #[error("vCPU {vcpu}: {source}")]
+    Registers {
+        /// Which.
+        vcpu: usize,
+        /// Every reason.
+        source: crate::cpustate::Refusal,
+    },
     /// The console's.
     #[error(transparent)]
     Uart(#[from] BadPl011),

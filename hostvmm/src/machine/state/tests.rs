@@ -201,7 +201,7 @@ fn a_guest_goes_on_wherever_it_is_moved_on_every_accelerator() {
 }
 
 /// Every byte of `memory`.
-fn bytes(memory: &GuestMemory) -> [Vec<u8>; SlotId::COUNT] {
+pub(crate) fn bytes(memory: &GuestMemory) -> [Vec<u8>; SlotId::COUNT] {
     SlotId::ALL.map(|slot| {
         let mut bytes = vec![0; memory.slot(slot).range().len_bytes() as usize];
         memory.copy_from_slot(slot, 0, &mut bytes).unwrap();

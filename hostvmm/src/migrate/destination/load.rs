@@ -23,7 +23,7 @@ pub(super) fn run(
     monitor.at(Boundary::DestinationConnected)?;
     let file = FileReader::open(path, offset)?;
     monitor.at(Boundary::DestinationOffered)?;
-    if let Some(mismatch) = vm.describe().mismatch(&file.offer().description) {
+    if let Some(mismatch) = super::mismatch(vm, file.offer()) {
         return Err(MigrateError::Refused(mismatch));
     }
     let stage = stage.activate()?;

@@ -35,7 +35,7 @@ use super::phase::{Phase, Setup, Stage};
 use super::postcopy::MissingPages;
 use super::transport::{Handle, Listener, TlsCreds, TransportError, Uri};
 use super::vm::DestinationVm;
-use super::wire::{Agreement, Features, Incoming as Order, Message, Role, Text, WireError};
+use super::wire::{Agreement, Features, Incoming as Order, Message, Mismatch, Offer, Role, Text, WireError};
 use crate::memory::SlotId;
 
 /// How long a source that is told of a failure may take to listen.
@@ -118,6 +118,12 @@ pub fn receive(
             Err(failed(monitor, error))
         }
     }
+}
+
+/// Why the guest of `offer` cannot run in `vm`; `None` where it can, as far as can be told before its state is here.
+fn mismatch(vm: &dyn DestinationVm, offer: &Offer) -> Option<Mismatch> {
+    let differs = vm.describe().mismatch(&offer.description);
+    differs.or_else(|| vm.check_cpu(offer.description.accelerator, &offer.cpu).err().map(Mismatch::of_cpu))
 }
 
 /// Ends a migration that has failed.
@@ -223,7 +229,7 @@ impl<'a> Incoming<'a> {
         let message = self.next()?.0;
         let Message::Offer(offer) = message else { return Err(self.unexpected(&message)) };
         self.monitor.at(Boundary::DestinationOffered)?;
-        if let Some(mismatch) = self.vm.describe().mismatch(&offer.description) {
+        if let Some(mismatch) = mismatch(self.vm, &offer) {
             self.send(&Message::Refuse(mismatch.clone()))?;
             return Err(MigrateError::Refused(mismatch));
         }

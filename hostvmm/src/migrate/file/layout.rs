@@ -238,7 +238,7 @@ mod tests {
         let head = Head::new(Layout { slots: [0x10_0000, 0x20_0000], state: 0x30_0000 }, &offer);
         let offer_checksum = u64s(XxHash3_64::oneshot(&offer));
         let places = [0x10_0000, 0x20_0000, 0x30_0000].map(u64s).concat();
-        let expected = sealed(&[b"TDMKFILE", &u32s(1), &u32s(3), &offer_checksum, &places]);
+        let expected = sealed(&[b"TDMKFILE", &u32s(2), &u32s(3), &offer_checksum, &places]);
         assert_eq!(block(&head)[..56], expected);
 
         let clock = Clock { wall_less_monotonic_ns: -2, boot_id: [7; 16] };
@@ -247,7 +247,7 @@ mod tests {
         let clock = [&u64s(u64::MAX - 1)[..], &[7; 16]].concat();
         let (head_checksum, digests) = (&expected[48..], [8, 9].map(u64s).concat());
         let fields: [&[u8]; 8] =
-            [b"TDMKSEAL", &u32s(1), &u32s(0), head_checksum, &u64s(2), &state_checksum, &digests, &clock];
+            [b"TDMKSEAL", &u32s(2), &u32s(0), head_checksum, &u64s(2), &state_checksum, &digests, &clock];
         assert_eq!(block(&seal)[..88], sealed(&fields));
         assert!(is_zero(&block(&seal)[88..]));
     }

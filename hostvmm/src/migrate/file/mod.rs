@@ -31,7 +31,7 @@ use super::wire::{HEADER_BYTES, WireError};
 use crate::memory::{MemoryError, SlotId};
 
 /// The format's version.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Why a guest cannot be written to a file, or read from one.
 #[derive(Debug, Error)]

@@ -58,6 +58,7 @@ fn offer() -> Offer {
         counter: CounterPolicy::RunsOn,
         salt: SALT,
         clock: ClockOffset::SAME,
+        cpu: Vec::new(),
     }
 }
 
@@ -276,7 +277,7 @@ fn no_byte_can_change_unnoticed() {
     }
     let error = |at| load_damaged(&path, at, 1).unwrap_err().to_string();
     assert!(error(0).contains("holds no guest"), "{}", error(0));
-    assert!(error(8).contains("version 0"), "{}", error(8));
+    assert!(error(8).contains("version 3"), "{}", error(8));
     assert!(error(region_at).contains("the region in"), "{}", error(region_at));
     assert!(error(len - 1).contains("state"), "{}", error(len - 1));
     assert_loads(&path, 0, &saved);

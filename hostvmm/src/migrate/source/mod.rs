@@ -154,6 +154,7 @@ impl<'a> Outgoing<'a> {
             counter: parameters.x_counter,
             salt,
             clock: peer.clock,
+            cpu: vm.cpu(),
         };
         let agreement = peer.agree(offer, address, monitor, cancel)?;
         if let Some(files) = files {

@@ -46,6 +46,7 @@ pub(super) fn run(
         counter: parameters.x_counter,
         salt: random.raw() as u64,
         clock: ClockOffset::SAME,
+        cpu: vm.cpu(),
     };
     let file = FileWriter::create(path, offset, &offer)?;
     monitor.at(Boundary::SourceConnected)?;

@@ -36,6 +36,7 @@ pub(super) struct TestVm {
     vcpus: u32,
     tables: Tables,
     accelerator: Accelerator,
+    cpu: Vec<(u64, u128)>,
     throttle: AtomicU8,
     harvests: AtomicU64,
 }
@@ -73,6 +74,7 @@ impl TestVm {
             vcpus: 1,
             tables: Tables::V8(VaBits::ALL[1]),
             accelerator: Accelerator::Emulator,
+            cpu: Vec::new(),
             throttle: AtomicU8::new(0),
             harvests: AtomicU64::new(0),
         }
@@ -135,6 +137,11 @@ impl TestVm {
     /// It says that this is what executes it.
     pub(super) fn on(self, accelerator: Accelerator) -> Self {
         Self { accelerator, ..self }
+    }
+
+    /// These constants are compared.
+    pub(super) fn with_cpu(self, cpu: Vec<(u64, u128)>) -> Self {
+        Self { cpu, ..self }
     }
 
     /// Its log has a fault.
@@ -267,6 +274,10 @@ impl SourceVm for TestVm {
         self.describe()
     }
 
+    fn cpu(&self) -> Vec<(u64, u128)> {
+        self.cpu.clone()
+    }
+
     fn memory(&self) -> &GuestMemory {
         &self.memory
     }
@@ -355,6 +366,11 @@ impl SourceVm for TestVm {
 impl DestinationVm for TestVm {
     fn describe(&self) -> Description {
         self.describe()
+    }
+
+    fn check_cpu(&self, _: Accelerator, source: &[(u64, u128)]) -> Result<(), String> {
+        let same = source == self.cpu;
+        same.then_some(()).ok_or_else(|| format!("{} constants, not {}", self.cpu.len(), source.len()))
     }
 
     fn memory(&self) -> &GuestMemory {

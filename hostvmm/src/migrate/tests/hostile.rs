@@ -37,7 +37,7 @@ fn welcome(stream: &mut UnixStream) {
     stream.read_exact(&mut hello).unwrap();
     let hello = Hello::decode(&hello).unwrap();
     let at = HostTime::now();
-    let welcome = Welcome { version: 1, session: hello.session, received_at: at, sent_at: at };
+    let welcome = Welcome { version: 2, session: hello.session, received_at: at, sent_at: at };
     stream.write_all(&Reply::Welcome(welcome).encode()).unwrap();
 }
 
@@ -179,7 +179,7 @@ fn a_guest_that_nobody_can_say_anything_about_stays_paused() {
                     continue;
                 }
                 let at = HostTime::now();
-                let welcome = Welcome { version: 1, session: hello.session, received_at: at, sent_at: at };
+                let welcome = Welcome { version: 2, session: hello.session, received_at: at, sent_at: at };
                 stream.write_all(&Reply::Welcome(welcome).encode()).unwrap();
                 let (mut decoder, mut encoder) = (FrameDecoder::new(), FrameEncoder::new());
                 while let Some(message) = read(&mut stream, &mut decoder) {
@@ -334,6 +334,7 @@ fn offer(vm: &TestVm) -> Message {
         counter: CounterPolicy::RunsOn,
         salt: 1,
         clock: ClockOffset::SAME,
+        cpu: Vec::new(),
     }))
 }
 
@@ -404,7 +405,7 @@ fn another_machine_is_refused_on_both_sides_in_the_same_words() {
         (TestVm::empty().with_vcpus(2), "vCPUs"),
         (TestVm::empty().with_tables(Tables::Lpae), "architecture"),
         (TestVm::empty().with_tables(Tables::V8(VaBits::ALL[0])), "VA bits"),
-        (TestVm::empty().on(Accelerator::Kvm), "accelerator"),
+        (TestVm::empty().on(Accelerator::Kvm).with_cpu(vec![(7, 1)]), "CPU: 1 constants, not 0"),
     ] {
         let from = TestVm::with_guest();
         let outcome = migrate(&from, &to, &Monitor::new(), &Monitor::new());

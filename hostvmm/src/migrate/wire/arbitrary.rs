@@ -45,6 +45,7 @@ pub(super) fn offer(features: Features) -> Offer {
         counter: CounterPolicy::RunsOn,
         salt: 0x5a17,
         clock: ClockOffset::SAME,
+        cpu: Vec::new(),
     }
 }
 
@@ -67,13 +68,16 @@ fn offers() -> impl Strategy<Value = Message> {
     let digest = prop_oneof![Just(DigestMode::Full), Just(DigestMode::Deferred)];
     let counter = prop_oneof![Just(CounterPolicy::RunsOn), Just(CounterPolicy::Stops)];
     let page_bytes = prop_oneof![Just(4096_u32), Just(16384), Just(65536)];
-    (features(), 0..=MAX_PAGE_CHANNELS, digest, counter, any::<u64>(), clock, page_bytes, any::<(u64, bool, bool)>())
-        .prop_map(|(features, page_channels, digest, counter, salt, clock, page_bytes, (seed, kvm, track_dirty))| {
+    let cpu = vec(any::<(u64, u128)>(), 0..40);
+    let machine = any::<(u64, bool, bool)>();
+    (features(), 0..=MAX_PAGE_CHANNELS, digest, counter, any::<u64>(), clock, page_bytes, machine, cpu).prop_map(
+        |(features, page_channels, digest, counter, salt, clock, page_bytes, (seed, kvm, track_dirty), cpu)| {
             let mut description = Description { page_bytes, track_dirty, ..description() };
             description.boot.seed = seed;
             description.accelerator = if kvm { Accelerator::Kvm } else { Accelerator::Emulator };
-            Message::Offer(Box::new(Offer { description, features, page_channels, digest, counter, salt, clock }))
-        })
+            Message::Offer(Box::new(Offer { description, features, page_channels, digest, counter, salt, clock, cpu }))
+        },
+    )
 }
 
 fn batches() -> impl Strategy<Value = Message> {

@@ -18,7 +18,7 @@ const WHAT: &str = "description";
 /// A machine, as far as the guest can tell and the stream depends on it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Description {
-    /// What executes the guest: state moves between machines of one kind.
+    /// What executes the guest. Registers are translated where it is another one at the destination; a COLO pair has one kind.
     pub accelerator: Accelerator,
     /// What the guest was told at boot: tables, vCPUs, RAM, region, seed, workload and flags.
     pub boot: BootInfo,
@@ -67,10 +67,12 @@ pub enum Field {
     TrackDirty,
     /// Anything else that the guest was told at boot.
     BootBlock,
+    /// [`super::Offer::cpu`]: the source's value has every reason, the destination's is empty.
+    Cpu,
 }
 
 impl Field {
-    const ALL: [(Self, u16, &'static str); 17] = [
+    const ALL: [(Self, u16, &'static str); 18] = [
         (Self::Accelerator, 1, "accelerator"),
         (Self::Arch, 2, "architecture"),
         (Self::Tables, 3, "translation tables"),
@@ -88,6 +90,7 @@ impl Field {
         (Self::BootFlags, 13, "boot flags"),
         (Self::TrackDirty, 14, "dirty history (--track-dirty)"),
         (Self::BootBlock, 15, "boot block"),
+        (Self::Cpu, 18, "CPU"),
     ];
 
     fn row(self) -> (Self, u16, &'static str) {
@@ -111,9 +114,6 @@ impl fmt::Display for Field {
 
 /// The first thing in which two descriptions differ, told as the destination tells it and the source repeats it.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error(
-    "{field}: the source has {source_has}, the destination {destination_has}; start the destination with the source's options"
-)]
 pub struct Mismatch {
     /// In what.
     pub field: Field,
@@ -123,7 +123,32 @@ pub struct Mismatch {
     pub destination_has: Text,
 }
 
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { field, source_has, destination_has } = self;
+        match field {
+            Field::Cpu => write!(f, "{field}: {source_has}"),
+            _ => write!(
+                f,
+                "{field}: the source has {source_has}, the destination {destination_has}; start the destination with the source's options"
+            ),
+        }
+    }
+}
+
+impl Mismatch {
+    /// That the guest's vCPUs cannot be moved here, `why`.
+    pub fn of_cpu(why: impl fmt::Display) -> Self {
+        Self { field: Field::Cpu, source_has: Text::new(why), destination_has: Text::default() }
+    }
+}
+
 impl Description {
+    /// As [`Self::mismatch`], of the two sides of a COLO pair, which have one accelerator: a checkpoint is restored as it is.
+    pub fn mismatch_of_pair(&self, primary: &Self) -> Option<Mismatch> {
+        differ(Field::Accelerator, primary.accelerator, self.accelerator).or_else(|| self.mismatch(primary))
+    }
+
     /// What this, the destination's description, has otherwise than the source's; `None` where they agree.
     pub fn mismatch(&self, source: &Self) -> Option<Mismatch> {
         let (theirs, ours) = (&source.boot, &self.boot);
@@ -136,8 +161,7 @@ impl Description {
         };
         let hz = |description: &Self| format!("{} Hz", description.counter_hz);
         let tracked = |description: &Self| if description.track_dirty { "one" } else { "none" };
-        differ(Field::Accelerator, source.accelerator, self.accelerator)
-            .or_else(|| differ(Field::Arch, theirs.tables.arch(), ours.tables.arch()))
+        differ(Field::Arch, theirs.tables.arch(), ours.tables.arch())
             .or_else(|| differ(Field::Tables, theirs.tables.name(), ours.tables.name()))
             .or_else(|| differ(Field::Granule, theirs.tables.granule(), ours.tables.granule()))
             .or_else(|| differ(Field::VaBits, theirs.tables.va_bits(), ours.tables.va_bits()))

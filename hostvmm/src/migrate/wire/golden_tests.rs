@@ -85,6 +85,7 @@ fn offer_and_its_answers() {
         counter: CounterPolicy::Stops,
         salt: 0x0102_0304_0506_0708,
         clock: ClockOffset { offset_ns: -2, uncertainty_ns: 5 },
+        cpu: vec![(0x6030_0000_0013_c000, 0x410f_d034), (0x6040_0000_0010_0054, 1 << 127 | 2)],
         ..offer(Features::NONE)
     };
     // Emulator, dirty history, pages of 4 KiB, counter frequency; the boot block has golden bytes of its own.
@@ -94,6 +95,9 @@ fn offer_and_its_answers() {
     meta.extend(boot.as_bytes());
     meta.extend(b"\x05\0\0\0\x03\0\x01\x01\x08\x07\x06\x05\x04\x03\x02\x01");
     meta.extend(le(&[u64::MAX - 1, 5]));
+    // Two registers, id and value each.
+    meta.extend(b"\x02\0\0\0\0\0\0\0");
+    meta.extend(le(&[0x6030_0000_0013_c000, 0x410f_d034, 0, 0x6040_0000_0010_0054, 2, 1 << 63]));
     golden(&Message::Offer(Box::new(offer)), 1, &meta);
     golden(&Message::Accept { features: Features::ZSTD.or(Features::SHARED_MEMORY) }, 0x8001, b"\x0a\0\0\0");
     let mismatch = Mismatch { field: Field::Vcpus, source_has: Text::new("4"), destination_has: Text::new("eight") };

@@ -38,7 +38,7 @@ pub struct VersionRange {
 
 impl VersionRange {
     /// What this program knows.
-    pub const OURS: Self = Self { oldest: 1, newest: 1 };
+    pub const OURS: Self = Self { oldest: 2, newest: 2 };
 
     /// From `oldest` to `newest`, both included; `None` where that is none, or includes version 0, which there is not.
     pub const fn new(oldest: u16, newest: u16) -> Option<Self> {

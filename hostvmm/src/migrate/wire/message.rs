@@ -15,6 +15,9 @@ use crate::migrate::{ClockOffset, CounterPolicy, DigestMode, HostTime};
 /// Most words of a bitmap in one [`Pending`].
 pub const MAX_PENDING_WORDS: usize = 64 << 10;
 
+/// Most registers in an [`Offer`].
+pub const MAX_CPU_REGISTERS: usize = 1024;
+
 /// What a frame is. Those from the destination have their highest bit set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Tag {
@@ -219,6 +222,9 @@ pub struct Offer {
     pub salt: u64,
     /// The destination's clock less the source's, as the source measured it.
     pub clock: ClockOffset,
+    /// Of a vCPU's registers those that are compared before anything moves: KVM's id and the value
+    /// ([`crate::cpustate::constants`]). At most [`MAX_CPU_REGISTERS`].
+    pub cpu: Vec<(u64, u128)>,
 }
 
 /// The pages of one slot that were sent in a pass.
@@ -570,6 +576,12 @@ impl Offer {
         fields.u64(self.salt);
         fields.bytes(&self.clock.offset_ns.to_le_bytes());
         fields.u64(self.clock.uncertainty_ns);
+        fields.u32(self.cpu.len() as u32);
+        fields.zeroes(4);
+        for (id, value) in &self.cpu {
+            fields.u64(*id);
+            fields.bytes(&value.to_le_bytes());
+        }
     }
 
     fn decode(fields: &mut Reader<'_>) -> Result<Self, WireError> {
@@ -591,7 +603,16 @@ impl Offer {
         };
         let salt = fields.u64()?;
         let clock = ClockOffset { offset_ns: fields.array().map(i64::from_le_bytes)?, uncertainty_ns: fields.u64()? };
-        Ok(Self { description, features, page_channels, digest, counter, salt, clock })
+        let count = fields.u32()?;
+        if count as usize > MAX_CPU_REGISTERS {
+            return Err(fields.refused("registers", count.into()));
+        }
+        fields.zeroes(4)?;
+        let mut cpu = Vec::new();
+        for _ in 0..count {
+            cpu.push((fields.u64()?, fields.array().map(u128::from_le_bytes)?));
+        }
+        Ok(Self { description, features, page_channels, digest, counter, salt, clock, cpu })
     }
 }
 

@@ -47,7 +47,8 @@ pub use greeting::{
     VersionRange, Welcome,
 };
 pub use message::{
-    Features, GuestState, Loaded, MAX_PENDING_WORDS, Message, Offer, PassEnd, Pending, Resumed, SlotPass, Tag,
+    Features, GuestState, Loaded, MAX_CPU_REGISTERS, MAX_PENDING_WORDS, Message, Offer, PassEnd, Pending, Resumed,
+    SlotPass, Tag,
 };
 pub use order::{Agreement, Incoming, Return};
 pub use section::{Section, SectionKind, SectionPart, Sections};

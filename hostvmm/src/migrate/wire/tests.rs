@@ -129,11 +129,11 @@ proptest! {
 fn a_peer_of_the_future_is_spoken_to_in_what_both_know() {
     let future = hello(versions(1, 7));
     let read = Hello::decode(&future.encode()).unwrap();
-    assert_eq!(VersionRange::OURS.newest_common(read.versions), Ok(1));
+    assert_eq!(VersionRange::OURS.newest_common(read.versions), Ok(2));
     assert_eq!(versions(1, 5).newest_common(read.versions), Ok(5));
     let stranger = Hello::decode(&hello(versions(6, 7)).encode()).unwrap();
     let error = VersionRange::OURS.newest_common(stranger.versions).unwrap_err().to_string();
-    assert!(error.contains("version 1 ") && error.contains("versions 6 to 7"), "{error}");
+    assert!(error.contains("version 2 ") && error.contains("versions 6 to 7"), "{error}");
     assert_eq!(VersionRange::new(0, 3), None);
     assert_eq!(VersionRange::new(3, 2), None);
 }
@@ -232,8 +232,7 @@ fn every_field_that_differs_is_named_with_both_values() {
     let range = |base, mib: u64| GuestRange::new(base, mib << 20).unwrap();
     assert_eq!(range(map::RAM_BASE, 64), source.boot.ram);
     for (change, field, source_has, destination_has) in [
-        ((|it| it.accelerator = Accelerator::Kvm) as fn(&mut Description), Field::Accelerator, "emulator", "kvm"),
-        (|it| it.boot.tables = Tables::Lpae, Field::Arch, "aarch64", "armv7"),
+        ((|it| it.boot.tables = Tables::Lpae) as fn(&mut Description), Field::Arch, "aarch64", "armv7"),
         (|it| it.boot.tables = Tables::V8(VaBits::new(Granule::K64, 48).unwrap()), Field::Granule, "4k", "64k"),
         (|it| it.boot.tables = Tables::V8(VaBits::new(Granule::K4, 39).unwrap()), Field::VaBits, "48", "39"),
         (|it| it.boot.vcpus = 8, Field::Vcpus, "2", "8"),
@@ -253,6 +252,26 @@ fn every_field_that_differs_is_named_with_both_values() {
         let (source_says, destination_says) = text.split_once(", the destination ").expect("both are named");
         assert!(source_says.contains(source_has) && destination_says.contains(destination_has), "{text}");
     }
+}
+
+#[test]
+fn accelerators_differ_in_a_migration_and_not_in_a_pair() {
+    let source = description();
+    let other = Description { accelerator: Accelerator::Kvm, ..source };
+    assert_eq!(other.mismatch(&source), None);
+    let mismatch = other.mismatch_of_pair(&source).expect("they differ");
+    assert_eq!((mismatch.field, mismatch.source_has.as_str()), (Field::Accelerator, "emulator"));
+    assert_eq!(other.mismatch_of_pair(&other), None);
+}
+
+#[test]
+fn a_cpu_that_does_not_fit_is_refused_in_one_line() {
+    let mismatch = Mismatch::of_cpu("FEAT_LSE\nand more");
+    assert_eq!(mismatch.to_string(), "CPU: FEAT_LSE and more");
+    let mut message = FrameEncoder::new().frame(&Message::Refuse(mismatch.clone()));
+    let mut decoder = FrameDecoder::new();
+    let header = decoder.header(message.first_chunk().unwrap()).unwrap();
+    assert_eq!(decoder.message(&header, &message.split_off(HEADER_BYTES)), Ok(Message::Refuse(mismatch)));
 }
 
 #[test]

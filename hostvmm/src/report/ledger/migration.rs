@@ -57,6 +57,9 @@ pub struct MigrationEntry {
     /// Bytes sent, by kind.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub bytes: Option<BytesEntry>,
+    /// What became of the vCPUs' registers; absent where they were restored as they were.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub registers: Option<RegistersEntry>,
     /// The migrations of a chain, in order.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub hops: Vec<HopEntry>,
@@ -66,6 +69,25 @@ pub struct MigrationEntry {
     /// Sides that were killed, stopped or cut off on purpose.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub kills: Vec<KillEntry>,
+}
+
+/// Registers that were translated, in the ledger.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistersEntry {
+    /// The source's accelerator.
+    pub from: String,
+    /// The destination's.
+    pub to: String,
+    /// Registers of all vCPUs that were written.
+    pub written: u64,
+    /// Time that the rules took for all vCPUs, in ns.
+    pub translate_ns: u64,
+    /// What was not simply copied, register by register.
+    #[serde(default)]
+    pub notes: Vec<String>,
+    /// What the vCPUs, read back, do not hold of what was written.
+    #[serde(default)]
+    pub unheld: Vec<String>,
 }
 
 /// The host's downtime in the ledger; the parts add up to no more than the whole.
@@ -262,6 +284,9 @@ pub struct HopEntry {
     pub syncs: u64,
     /// Pages of the region in the dirty history that arrived; null where none is kept.
     pub history: Option<u64>,
+    /// What became of the vCPUs' registers; absent where they were restored as they were.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub registers: Option<RegistersEntry>,
 }
 
 /// A migration that was cancelled on purpose.

@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use super::migration::{
-    BytesEntry, DowntimeEntry, EstimateEntry, MigrationEntry, RoundEntry, SlotDigestsEntry, ThrottleEntry,
+    BytesEntry, DowntimeEntry, EstimateEntry, MigrationEntry, RegistersEntry, RoundEntry, SlotDigestsEntry,
+    ThrottleEntry,
 };
 
 /// Nanoseconds in a millisecond, the unit of QEMU's times.
@@ -40,9 +41,26 @@ impl MigrationEntry {
             rounds: rounds(&info["x-passes"]),
             throttle: (throttled > 0).then(|| ThrottleEntry { most_percent: throttled.min(100) as u8, raises: 0 }),
             bytes: ram.is_object().then(|| bytes(info)),
+            registers: registers(&info["x-registers"]),
             ..Self::default()
         }
     }
+}
+
+fn registers(info: &Value) -> Option<RegistersEntry> {
+    let text = |name: &str| info[name].as_str().unwrap_or_default().to_owned();
+    let lines = |name: &str| {
+        let lines = info[name].as_array().into_iter().flatten();
+        lines.filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    info.is_object().then(|| RegistersEntry {
+        from: text("from"),
+        to: text("to"),
+        written: info["written"].as_u64().unwrap_or(0),
+        translate_ns: info["translate-ns"].as_u64().unwrap_or(0),
+        notes: lines("notes"),
+        unheld: lines("unheld"),
+    })
 }
 
 fn digests(info: &Value) -> Vec<SlotDigestsEntry> {
