@@ -10,7 +10,7 @@ use super::common::{CommonArgs, Format};
 use super::instance::InstanceArgs;
 use super::quantity::milliseconds;
 use super::remote::{InfoArgs, MigrateArgs, MigrateCancelArgs};
-use super::scenario::{ColoArgs, CpuArgs, MigrationArgs, Scenario};
+use super::scenario::{ColoArgs, CpuArgs, CrossArgs, MigrationArgs, Scenario};
 use super::tuning::TuningArgs;
 use crate::colo::OutletAddress;
 
@@ -64,7 +64,8 @@ pub(crate) enum Command {
         --json ledger.json\n  hostvmm verify passes --arch armv7 --tables lpae --workload mixed\n  hostvmm verify matrix --format \
         ktap\n  hostvmm verify hugepages --backing hugetlb:2M --region-size 32M --vcpus 4\n  hostvmm verify cpu --count 4000 --seed 7\n  \
         hostvmm verify migrate --workload dirtyram:pages=409600,step=2048,sleep_ms=50 --region-size 1600M --ram 64M\n  hostvmm verify \
-        cancel --kills some\n  hostvmm verify chain --hops 100\n  hostvmm verify colo --checkpoints 100 --failover primary")]
+        cancel --kills some\n  hostvmm verify chain --hops 100\n  hostvmm verify cross --from kvm --to emulator --moves 10\n  hostvmm verify \
+        cross --skew all\n  hostvmm verify colo --checkpoints 100 --failover primary")]
     Verify(VerifyArgs),
     /// Keep a file, or a peer, equal to a running guest's region; ends when the guest's writers have stopped.
     #[command(
@@ -149,6 +150,8 @@ pub(crate) struct VerifyArgs {
     pub(crate) migration: MigrationArgs,
     #[command(flatten)]
     pub(crate) colo: ColoArgs,
+    #[command(flatten)]
+    pub(crate) cross: CrossArgs,
     #[command(flatten)]
     pub(crate) tuning: TuningArgs,
 }

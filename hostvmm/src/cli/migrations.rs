@@ -148,6 +148,7 @@ pub(super) fn spec(
         verify_guest: migration.verify_guest,
         settle: migration.settle_ms.unwrap_or(settle),
         timeout: migration.patience_ms.unwrap_or(PATIENCE),
+        options: Vec::new(),
         flags: flags.join(" "),
     })
 }

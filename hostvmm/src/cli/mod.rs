@@ -9,10 +9,12 @@ mod args;
 mod colo;
 mod common;
 mod cpu;
+mod cross;
 mod ending;
 mod instance;
 mod migrations;
 mod quantity;
+mod registers;
 mod remote;
 mod replicate;
 mod scenario;
@@ -156,7 +158,13 @@ fn verify(args: &VerifyArgs) -> Result<Verdict, Ending> {
     if args.scenario != Scenario::Colo && !args.colo.is_empty() {
         return Err(Ending::usage("--checkpoints, --interval and --failover are options of verify colo".to_owned()));
     }
+    if args.scenario != Scenario::Cross && !args.cross.is_empty() {
+        return Err(Ending::usage(
+            "--from, --to, --moves, --skew and --missing-features are options of verify cross".to_owned(),
+        ));
+    }
     match args.scenario {
+        Scenario::Cross => publish(cross::run(args, &interrupt), "cross", common),
         Scenario::Colo => publish(colo::run(args, &interrupt), "colo", common),
         Scenario::Migrate => publish(migrations::migrate(args, &interrupt), "migrate", common),
         Scenario::Cancel => publish(migrations::cancel(args, &interrupt), "cancel", common),

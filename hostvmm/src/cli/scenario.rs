@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use super::common::Accel;
 use super::quantity::milliseconds;
+use super::registers::MissingArg;
 use crate::colo::PlantedOmission;
 use crate::verify::cpu::Group;
 use crate::verify::{Failover, Kill, Moment, Way};
@@ -48,7 +50,7 @@ impl MigrationArgs {
     pub(crate) fn stray(&self, scenario: Scenario) -> Option<&'static str> {
         let is = |of: &[Scenario]| of.contains(&scenario);
         let any = is(&[Scenario::Migrate, Scenario::Cancel, Scenario::Chain]);
-        let pair = is(&[Scenario::Colo]);
+        let pair = is(&[Scenario::Colo, Scenario::Cross]);
         let stray = [
             ("--uri", self.uri.is_some(), any || pair),
             ("--pairs", self.pairs.is_some(), is(&[Scenario::Migrate])),
@@ -112,6 +114,37 @@ fn failover(text: &str) -> Result<Failover, String> {
     text.parse()
 }
 
+/// Options of `verify cross` alone.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of verify cross (--uri, --settle-ms and --patience-ms as well)")]
+pub(crate) struct CrossArgs {
+    /// What executes the guest first [default: emulator].
+    #[arg(long, value_enum, value_name = "ACCEL")]
+    pub(crate) from: Option<Accel>,
+    /// What it is moved to, and back from [default: kvm].
+    #[arg(long, value_enum, value_name = "ACCEL")]
+    pub(crate) to: Option<Accel>,
+    /// Moves between the two [default: 4].
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub(crate) moves: Option<u64>,
+    /// Move between emulators of which one lists other registers than it has: added, added-zero, missing, missing-in-use, renamed,
+    /// constant-different, affinity-different, feature-more, view-alone, masked-bit, reserved-bit, or all.
+    #[arg(long, value_name = "SKEW|all", conflicts_with_all = ["from", "to", "moves"])]
+    pub(crate) skew: Option<String>,
+    /// Name features that the other accelerator lacks and move the guest, rather than refuse it: the firmware uses none of them.
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t = MissingArg::Refuse, hide_default_value = true)]
+    pub(crate) missing_features: MissingArg,
+}
+
+impl CrossArgs {
+    /// Whether none is given.
+    pub(crate) fn is_empty(&self) -> bool {
+        let Self { from, to, moves, skew, missing_features } = self;
+        let given = [from.is_some(), to.is_some(), moves.is_some(), skew.is_some()];
+        given == [false; 4] && *missing_features == MissingArg::Refuse
+    }
+}
+
 /// Options of `verify cpu` alone.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of verify cpu")]
@@ -157,6 +190,9 @@ pub(crate) enum Scenario {
     Cancel,
     /// Move a guest from process to process, there and back, its dirty history with it.
     Chain,
+    /// Move a guest between accelerators, there and back: every register of its vCPUs differs after a move only as the table of rules
+    /// says (docs/registers.md), and the guest is whole.
+    Cross,
     /// Run a guest in two processes at once, made equal by checkpoints: memories are equal, what is flushed is exactly what
     /// either side wrote, and whichever side is lost, the outside world sees each output once.
     Colo,

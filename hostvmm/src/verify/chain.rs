@@ -102,6 +102,7 @@ fn drive(
             transferred: seen.transferred,
             syncs: seen.syncs,
             history,
+            registers: None,
         };
         let hops = &mut ledger.migration.get_or_insert_default().hops;
         let before = hops.last().and_then(|hop| hop.history);
@@ -127,7 +128,7 @@ fn drive(
 }
 
 /// What the hops come to together.
-fn sum_up(entry: &mut MigrationEntry) {
+pub(super) fn sum_up(entry: &mut MigrationEntry) {
     let sum = |field: fn(&HopEntry) -> u64| entry.hops.iter().map(field).sum();
     (entry.total_ns, entry.downtime_host_ns) = (sum(|hop| hop.total_ns), sum(|hop| hop.downtime_host_ns));
     (entry.transferred, entry.syncs) = (sum(|hop| hop.transferred), sum(|hop| hop.syncs));

@@ -3,6 +3,7 @@
 //! - [`Spec`]: one run as the command line asks for it;
 //! - [`run_passes`], [`run_served`], [`run_matrix`], [`run_faults`], [`run_hugepages`]: the scenarios, each yielding a [`crate::report::Ledger`];
 //! - [`run_migrations`], [`run_cancel`], [`run_kills`], [`run_chain`]: the same of a [`MigrateSpec`], in processes of their own ([`pair`]);
+//! - [`run_cross`], [`run_skews`]: a guest between accelerators, and between lists of registers, of a [`CrossSpec`];
 //! - [`run_colo`], [`run_colo_kills`]: pairs that run the same guest, of a [`ColoSpec`];
 //! - [`cpu`]: KVM and the emulator compared, instruction by instruction;
 //! - [`model`], [`oracle`]: what memory and the dirty log must be, from the plan alone;
@@ -14,6 +15,7 @@ mod chain;
 mod colo;
 mod colo_kills;
 pub mod cpu;
+mod cross;
 mod faults;
 mod hugepages;
 mod interrupt;
@@ -27,6 +29,7 @@ pub(crate) mod passes;
 pub(crate) mod running;
 mod served;
 mod side_by_side;
+mod skews;
 pub(crate) mod stage2;
 
 use std::path::PathBuf;
@@ -41,6 +44,7 @@ pub use cancel::{Moment, run_cancel};
 pub use chain::run_chain;
 pub use colo::{ColoSpec, Failover, run_colo};
 pub use colo_kills::{ColoKill, run_colo_kills};
+pub use cross::{CrossSpec, run_cross};
 pub use faults::{fault_count, run_faults};
 pub use hugepages::run_hugepages;
 pub use interrupt::Interrupt;
@@ -50,6 +54,7 @@ pub use migrate::run_migrations;
 pub use pair::{MigrateSpec, PairError, Way};
 pub use passes::{RunError, run_passes};
 pub use served::run_served;
+pub use skews::{run_skews, skew_count};
 
 /// One run as asked for: machine, guest, workload, log, passes, destination.
 #[derive(Clone, Debug)]

@@ -48,6 +48,8 @@ pub struct MigrateSpec {
     pub settle: Duration,
     /// How long anything is waited for.
     pub timeout: Duration,
+    /// More options of `hostvmm run` for every VM.
+    pub options: Vec<String>,
     /// The options above as the command line has them, for the command that repeats the run.
     pub flags: String,
 }
@@ -68,6 +70,7 @@ impl MigrateSpec {
         let mut options: Vec<String> = machine_options(&self.base).split_whitespace().map(str::to_owned).collect();
         options.push("--firmware".to_owned());
         options.push(self.base.firmware.display().to_string());
+        options.extend_from_slice(&self.options);
         options
     }
 
