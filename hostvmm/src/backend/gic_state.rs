@@ -48,7 +48,7 @@ const GICD_IIDR: u64 = 8;
 const IGROUPR: u64 = 0x080;
 const ISENABLER: u64 = 0x100;
 const ISPENDR: u64 = 0x200;
-const ISACTIVER: u64 = 0x300;
+pub(super) const ISACTIVER: u64 = 0x300;
 const IPRIORITYR: u64 = 0x400;
 const ICFGR: u64 = 0xc00;
 const GICD_IROUTER: u64 = 0x6000;
@@ -101,6 +101,61 @@ impl GicState {
         }
         found.next().map_or(Ok(()), |key| differs(key, "the machine lacks this register of the state's"))
     }
+}
+
+/// What a vCPU's private interrupts are, and its CPU interface lets through.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PrivateInterrupts {
+    /// What they are, and which INTIDs are.
+    pub intids: [(&'static str, Vec<u32>); 4],
+    /// ICC_PMR_EL1.
+    pub priority_mask: u64,
+    /// ICC_AP1R0_EL1.
+    pub active_priorities: u64,
+}
+
+impl GicState {
+    /// The private interrupts of `vcpu`; nothing where the state has no such vCPU.
+    pub fn private(&self, vcpu: usize) -> PrivateInterrupts {
+        let affinity = (vcpu as u64) << 32;
+        let bits = |group, offset| intids(self.value(group, affinity | offset), 0);
+        PrivateInterrupts {
+            intids: [
+                ("enabled", bits(REDISTRIBUTOR, SGI_FRAME | ISENABLER)),
+                ("lines", bits(LINE_LEVEL, 0)),
+                ("pending", bits(REDISTRIBUTOR, SGI_FRAME | ISPENDR)),
+                ("active", bits(REDISTRIBUTOR, SGI_FRAME | ISACTIVER)),
+            ],
+            priority_mask: self.value(CPU_INTERFACE, affinity | ICC_PMR),
+            active_priorities: self.value(CPU_INTERFACE, affinity | ICC_AP1R0),
+        }
+    }
+
+    /// The shared interrupts whose lines are high, that are pending and that are active, where there are any.
+    pub fn shared(&self) -> Vec<(&'static str, Vec<u32>)> {
+        let words = 1..INTERRUPTS / 32;
+        let of = |group, start: u64, step: u64| {
+            let value = |word| intids(self.value(group, start + step * u64::from(word)), 32 * word);
+            words.clone().flat_map(value).collect::<Vec<_>>()
+        };
+        let kinds = [
+            ("lines", of(LINE_LEVEL, 0, 32)),
+            ("pending", of(DISTRIBUTOR, ISPENDR, 4)),
+            ("active", of(DISTRIBUTOR, ISACTIVER, 4)),
+        ];
+        kinds.into_iter().filter(|(_, intids)| !intids.is_empty()).collect()
+    }
+
+    /// The value of a register, zero where the state has it not.
+    fn value(&self, group: u32, attr: u64) -> u64 {
+        let key = GicKey { group, attr };
+        self.registers.iter().find(|(found, _)| *found == key).map_or(0, |(_, value)| *value)
+    }
+}
+
+/// The INTIDs whose bits are set in a word that begins with `first`.
+fn intids(word: u64, first: u32) -> Vec<u32> {
+    (0..32).filter(|bit| word >> bit & 1 != 0).map(|bit| first + bit).collect()
 }
 
 /// The keys of a machine of `vcpus` vCPUs, whose GIC has `priority_bits` bits of priority, in the order of restoring.
@@ -160,6 +215,25 @@ mod tests {
         assert_eq!(one[0].attr, GICD_IIDR);
         assert!(one.contains(&GicKey { group: DISTRIBUTOR, attr: 0x63fc }), "the last route's upper word");
         assert!(!one.contains(&GicKey { group: DISTRIBUTOR, attr: 0x6400 }));
+    }
+
+    #[test]
+    fn interrupts_are_told_by_their_numbers() {
+        let register = |group, attr, value| (GicKey { group, attr }, value);
+        let state = GicState {
+            registers: vec![
+                register(REDISTRIBUTOR, 1 << 32 | SGI_FRAME | ISACTIVER, 1 << 27),
+                register(LINE_LEVEL, 1 << 32, 1 << 27 | 1 << 30),
+                register(CPU_INTERFACE, 1 << 32 | ICC_AP1R0, 0x10),
+                register(DISTRIBUTOR, ISPENDR + 8, 1 << 3),
+                register(LINE_LEVEL, 64, 1 << 3),
+            ],
+        };
+        let private = state.private(1);
+        let expected = [("enabled", vec![]), ("lines", vec![27, 30]), ("pending", vec![]), ("active", vec![27])];
+        assert_eq!((private.intids, private.active_priorities), (expected, 0x10));
+        assert!(state.private(0).intids.iter().all(|(_, intids)| intids.is_empty()));
+        assert_eq!(state.shared(), [("lines", vec![67]), ("pending", vec![67])]);
     }
 
     #[test]

@@ -47,7 +47,7 @@ use std::time::Duration;
 use abi::{Arch, Gpa, GuestRange};
 
 pub use self::dump::VcpuDump;
-pub use self::gic_state::{GicKey, GicState};
+pub use self::gic_state::{GicKey, GicState, PrivateInterrupts};
 pub use self::skewed::{Skew, Skewed};
 use crate::machine::{BuildError, Layout, MachineConfig, Start};
 use crate::memory::{GuestMemory, Size, SlotId};
@@ -418,7 +418,8 @@ pub trait Vm: Send + Sync {
     fn save_gic(&self) -> Result<GicState, BackendError>;
 
     /// Replaces the state of the interrupt controller by that of a machine with as many vCPUs. No vCPU may be inside its
-    /// `run`. To be followed by the vCPUs' registers, whose timers drive lines of the controller.
+    /// `run`. To be followed by power and registers of all vCPUs: their timers drive lines of the controller, and KVM may
+    /// have to reset a vCPU.
     ///
     /// # Errors
     /// [`BackendError::Gic`]. A state of another shape has changed nothing; a refused value leaves those before it changed.

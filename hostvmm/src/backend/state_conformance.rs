@@ -15,7 +15,10 @@ const TIMER_CNT: u64 = 0x6030_0000_0013_df1a;
 /// KVM_REG_ARM_PTIMER_CNT: the physical counter.
 const PTIMER_CNT: u64 = 0x6030_0000_0013_df01;
 /// CNTV_CTL_EL0 and CNTP_CTL_EL0, whose ISTATUS follows from the counter.
-const TIMER_CONTROLS: [u64; 2] = [0x6030_0000_0013_df19, 0x6030_0000_0013_df11];
+const TIMER_CONTROLS: [u64; 2] = [TIMER_CTL, 0x6030_0000_0013_df11];
+const TIMER_CTL: u64 = 0x6030_0000_0013_df19;
+/// KVM_REG_ARM_TIMER_CVAL: CNTV_CVAL_EL0.
+const TIMER_CVAL: u64 = 0x6030_0000_0013_df02;
 
 const ICC_CTLR: u64 = gic_state::ICC_CTLR;
 const ICC_PMR: u64 = 0xc230;
@@ -366,6 +369,67 @@ fn end_nested_handlers(
         assert_eq!(gic(&idle, DISTRIBUTOR, attr), 0, "{accelerator}");
     }
     assert_eq!(gic(&idle, CPU_INTERFACE, ICC_AP1R0), 0, "{accelerator}");
+}
+
+/// Redistributor: interrupts that are active.
+const ISACTIVER0: u64 = 0x1_0300;
+
+/// Makes the machine of `vm` and its only vCPU what was saved.
+fn put_back(vm: &VmHandle, guest: &mut StateGuest, (gic, registers): &(GicState, Vec<(u64, u128)>)) {
+    vm.restore_gic(gic).unwrap();
+    guest.vcpu.discard().unwrap();
+    guest.vcpu.set_on(true).unwrap();
+    guest.vcpu.restore_regs(registers).unwrap();
+}
+
+#[test]
+fn a_timers_interrupt_that_was_active_does_not_stay_so_in_a_machine_that_goes_on_elsewhere() {
+    const TIMER: u64 = map::VTIMER_INTID as u64;
+    let fire = |guest: &mut StateGuest| {
+        guest.set(TIMER_CVAL, 0);
+        guest.set(TIMER_CTL, 1);
+    };
+    for accelerator in accelerators() {
+        let memory = memory();
+        StateGuest::load(&memory);
+        let vm = machine(accelerator, 1, &memory);
+        let mut guest = StateGuest::take(&vm, 0);
+        let mut state = vm.save_gic().unwrap();
+        *gic_mut(&mut state, DISTRIBUTOR, 0) |= 0b10;
+        *gic_mut(&mut state, REDISTRIBUTOR, 0x1_0100) |= bit(TIMER);
+        *gic_mut(&mut state, CPU_INTERFACE, ICC_PMR) = 0xf0;
+        *gic_mut(&mut state, CPU_INTERFACE, ICC_IGRPEN1) = 1;
+        vm.restore_gic(&state).unwrap();
+        guest.mask(false);
+        guest.expect_nothing();
+        let idle = (vm.save_gic().unwrap(), registers(&mut guest));
+
+        fire(&mut guest);
+        guest.expect(0, TIMER);
+        let handling = (vm.save_gic().unwrap(), registers(&mut guest));
+        assert_eq!(gic(&handling.0, REDISTRIBUTOR, ISACTIVER0), bit(TIMER), "{accelerator}");
+        for round in 0..3 {
+            put_back(&vm, &mut guest, &idle);
+            assert_eq!(vm.save_gic().unwrap(), idle.0, "{accelerator}: round {round}");
+            guest.expect_nothing();
+            // It is taken again, as it would not be were it still active.
+            fire(&mut guest);
+            guest.expect(0, TIMER);
+        }
+        // And the other way round: the handler comes to its end, and the next interrupt comes.
+        put_back(&vm, &mut guest, &idle);
+        guest.expect_nothing();
+        put_back(&vm, &mut guest, &handling);
+        guest.set(TIMER_CTL, 0);
+        guest.expect(WINDOW, TIMER);
+        guest.expect_nothing();
+        fire(&mut guest);
+        guest.expect(0, TIMER);
+        guest.set(TIMER_CTL, 0);
+        guest.expect(WINDOW, TIMER);
+        guest.expect_nothing();
+        assert_eq!(gic(&vm.save_gic().unwrap(), REDISTRIBUTOR, ISACTIVER0), 0, "{accelerator}");
+    }
 }
 
 #[test]

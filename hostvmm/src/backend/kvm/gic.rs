@@ -10,7 +10,7 @@ use kvm_bindings::{
 use kvm_ioctls::{DeviceFd, VmFd};
 
 use super::refused;
-use crate::backend::gic_state::{self, GicKey, GicState, ICC_CTLR, INTERRUPTS, SGI_FRAME};
+use crate::backend::gic_state::{self, GicKey, GicState, ICC_CTLR, INTERRUPTS, ISACTIVER, SGI_FRAME};
 use crate::backend::{Accelerator, BackendError};
 
 /// Offsets of the registers that clear ISENABLER and ISACTIVER.
@@ -73,11 +73,16 @@ impl Gic {
         state
     }
 
-    /// Replaces all state.
+    /// Replaces all state. A vCPU of which an interrupt stays active that is not to be is given to `reset`, which makes it
+    /// what it was before its first run ([`super::reset`]).
     ///
     /// # Errors
-    /// [`BackendError::Gic`]; EBUSY where a vCPU runs, EINVAL for what this host's GIC cannot have.
-    pub(super) fn restore(&self, state: &GicState) -> Result<(), BackendError> {
+    /// [`BackendError::Gic`]; EBUSY where a vCPU runs, EINVAL for what this host's GIC cannot have. Those of `reset`.
+    pub(super) fn restore(
+        &self,
+        state: &GicState,
+        reset: impl Fn(usize) -> Result<(), BackendError>,
+    ) -> Result<(), BackendError> {
         state.check_shape(Accelerator::Kvm, self.keys()?)?;
         // ISENABLER and ISACTIVER only set: what is set already goes first.
         for start in [ICENABLER, ICACTIVER] {
@@ -87,6 +92,14 @@ impl Gic {
             }
             for word in 1..u64::from(INTERRUPTS) / 32 {
                 self.set(GicKey { group: gic_state::DISTRIBUTOR, attr: start + 4 * word }, 0xffff_ffff)?;
+            }
+        }
+        for vcpu in 0..self.vcpus {
+            let attr = (vcpu as u64) << 32 | SGI_FRAME | ISACTIVER;
+            let active = GicKey { group: gic_state::REDISTRIBUTOR, attr };
+            let wanted = state.registers.iter().find(|(key, _)| *key == active).map_or(0, |(_, value)| *value);
+            if self.get(active)? & !wanted != 0 {
+                reset(vcpu)?;
             }
         }
         for (key, value) in &state.registers {

@@ -5,6 +5,7 @@
 //! - [`vcpu`]: the ioctls of a vCPU, which `kvm_run` runs by KVM's protocol;
 //! - [`gic`]: the in-kernel GICv3;
 //! - [`log`]: memslots and the four dirty logs on them; [`ring`]: the dirty ring's memory;
+//! - [`reset`]: a vCPU as it was made;
 //! - [`stage2`]: faults counted, tables seen.
 //!
 //! The kernel has the GIC, the timers, PSCI and the PMU; the PL011 and the doorbell are MMIO exits. docs/kvm.md says which
@@ -17,6 +18,7 @@ mod choices;
 mod gic;
 mod host;
 mod log;
+mod reset;
 mod ring;
 mod stage2;
 #[cfg(test)]
@@ -36,6 +38,7 @@ pub(super) use self::host::{
     is_nested_in_emulation, probe, probe_eager_split, probe_fault_counts, probe_guest, probe_log,
 };
 use self::log::Tracker;
+use self::reset::Reset;
 use self::stage2::FaultCounter;
 use self::vcpu::KvmVcpu;
 use super::kvm_run::Kick;
@@ -49,6 +52,8 @@ struct KvmVm {
     tracker: Arc<Tracker>,
     vcpus: Mutex<Vec<Option<KvmVcpu>>>,
     kicks: Vec<Arc<Kick>>,
+    /// By vCPU.
+    resets: Vec<Reset>,
     /// By vCPU; empty where the kernel has no statistics.
     faults: Vec<FaultCounter>,
     /// The thread that made the machine.
@@ -97,10 +102,11 @@ pub(super) fn open(config: &MachineConfig, memory: &GuestMemory, start: Start) -
     let guest_ticks = vcpus[0].counter()?;
     let counter_offset = AtomicU64::new(host::counter().wrapping_sub(guest_ticks));
     let kicks = vcpus.iter().map(KvmVcpu::kick).collect();
+    let resets = vcpus.iter().map(KvmVcpu::resetter).collect::<Result<_, _>>()?;
     let faults = vcpus.iter().map(KvmVcpu::fault_counter).collect::<Result<_, _>>().unwrap_or_default();
     let vcpus = Mutex::new(vcpus.into_iter().map(Some).collect());
     let maker = stage2::thread_id();
-    Ok(Arc::new(KvmVm { fd, tracker, vcpus, kicks, faults, maker, gic, counter_offset }))
+    Ok(Arc::new(KvmVm { fd, tracker, vcpus, kicks, resets, faults, maker, gic, counter_offset }))
 }
 
 /// A refusal in KVM's words.
@@ -134,7 +140,10 @@ impl Vm for KvmVm {
     }
 
     fn restore_gic(&self, state: &GicState) -> Result<(), BackendError> {
-        self.gic.restore(state)
+        self.gic.restore(state, |vcpu| {
+            let reset = self.resets.get(vcpu).map_or(Ok(()), Reset::reset);
+            reset.map_err(|error| refused(format!("KVM_ARM_VCPU_INIT to reset vCPU {vcpu}: {error}")))
+        })
     }
 
     fn forget_memory(&self) -> Result<(), BackendError> {

@@ -15,6 +15,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
 use super::log::Tracker;
 use super::refused;
+use super::reset::Reset;
 use super::stage2::FaultCounter;
 use crate::backend::kvm_run::{Kernel, Kick, ProtocolVcpu, Report};
 use crate::backend::{BackendError, Vcpu as _, boot};
@@ -32,6 +33,7 @@ pub(super) type KvmVcpu = ProtocolVcpu<VcpuIoctls>;
 /// Its file and what its exits need.
 pub(super) struct VcpuIoctls {
     fd: VcpuFd,
+    init: kvm_vcpu_init,
     tracker: Arc<Tracker>,
 }
 
@@ -66,7 +68,7 @@ pub(super) fn create(
     let run: *mut kvm_run = fd.get_kvm_run();
     // SAFETY: the pointer is of a mapped `kvm_run`; only the address of its field is taken.
     let immediate_exit = unsafe { &raw mut (*run).immediate_exit };
-    let ioctls = VcpuIoctls { fd, tracker: Arc::clone(tracker) };
+    let ioctls = VcpuIoctls { fd, init, tracker: Arc::clone(tracker) };
     Ok(ProtocolVcpu::new(ioctls, index, arch, Kick::new(immediate_exit), memory))
 }
 
@@ -103,6 +105,15 @@ impl KvmVcpu {
     /// [`BackendError::Register`].
     pub(super) fn counter(&mut self) -> Result<u64, BackendError> {
         self.get_reg(TIMER_CNT).map(|ticks| ticks as u64)
+    }
+
+    /// What makes it as it was made.
+    ///
+    /// # Errors
+    /// [`BackendError::Refused`].
+    pub(super) fn resetter(&self) -> Result<Reset, BackendError> {
+        let reset = Reset::new(&self.kernel.fd, self.kernel.init);
+        reset.map_err(|error| refused(format!("another descriptor of vCPU {}: {error}", self.index())))
     }
 
     /// What counts its stage-2 faults.
