@@ -114,12 +114,14 @@ pub enum Command {
     Registers,
     /// `x-tidemark-checksum`.
     Checksum,
+    /// `x-tidemark-vcpus`.
+    Vcpus,
     /// `quit`.
     Quit,
 }
 
 /// Every command's name, in the order of `query-commands`.
-pub const COMMANDS: [&str; 29] = [
+pub const COMMANDS: [&str; 30] = [
     "qmp_capabilities",
     "query-version",
     "query-commands",
@@ -149,6 +151,7 @@ pub const COMMANDS: [&str; 29] = [
     "x-tidemark-status",
     "x-tidemark-registers",
     "x-tidemark-checksum",
+    "x-tidemark-vcpus",
 ];
 
 /// What a request came to.
@@ -214,6 +217,7 @@ pub(super) fn decode(name: &str, arguments: Map<String, Value>) -> Result<Decode
         "x-tidemark-status" => Command::Status,
         "x-tidemark-registers" => Command::Registers,
         "x-tidemark-checksum" => Command::Checksum,
+        "x-tidemark-vcpus" => Command::Vcpus,
         name => {
             return Err(CommandError {
                 class: ErrorClass::CommandNotFound,

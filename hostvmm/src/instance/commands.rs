@@ -16,6 +16,7 @@ use crate::control::command::unknown_capability;
 use crate::control::types::{CapabilityStatus, RunState, StatusInfo, TidemarkStatus, TimeUnit, VcpuStatus};
 use crate::control::{Command, CommandError, Handler};
 use crate::heartbeat::HeartbeatEntry;
+use crate::machine::state::MachineState;
 use crate::memory::SlotId;
 use crate::migrate::transport::Uri;
 use crate::migrate::{ParameterError, Phase};
@@ -84,6 +85,7 @@ impl Handler for Remote {
             Command::Status => self.status(),
             Command::Registers => self.registers(),
             Command::Checksum => self.checksum(),
+            Command::Vcpus => self.vcpus(),
             Command::Quit => {
                 instance.ask_end(End::Quit);
                 done()
@@ -240,6 +242,24 @@ impl Remote {
         let register = |(id, value): &(u64, u128)| json!([format!("{id:016x}"), format!("{value:x}")]);
         let vcpu = |registers: &Vec<(u64, u128)>| registers.iter().map(register).collect::<Value>();
         Ok(json!({ "vcpus": vcpus.iter().map(vcpu).collect::<Value>() }))
+    }
+
+    /// Where each vCPU stands, in words; a guest that runs is held meanwhile.
+    fn vcpus(&self) -> Result<Value, CommandError> {
+        let instance = &self.0;
+        // Kept: nobody is to let the guest run, or to hold it, meanwhile.
+        let control = instance.control();
+        let runs = control.state() == RunState::Running;
+        if runs {
+            instance.vcpus.pause();
+        }
+        let state = MachineState::save(&instance.machine, &instance.vcpus);
+        if runs {
+            instance.vcpus.resume();
+        }
+        drop(control);
+        let state = state.map_err(|error| CommandError::generic(error.to_string()))?;
+        Ok(json!({ "vcpus": state.standing() }))
     }
 
     /// `sum -r` of each slot, of a guest that stands still.

@@ -3,6 +3,7 @@
 //! - [`MachineState::save`] and [`MachineState::restore`]: from and to a machine whose vCPUs are paused;
 //! - [`MachineState::translate`]: a state of another accelerator's machine ([`translate`]);
 //! - [`CounterState`]: the guest's time, which goes on or stands still while nobody executes ([`counter`]);
+//! - [`MachineState::standing`]: where its vCPUs are, in words;
 //! - [`MachineState::encode`] and [`MachineState::decode`]: its bytes, for an outside that is not trusted ([`codec`]).
 //!
 //! Order of a restore, and why: the time of instructions, since registers are read against it; the GIC, whose lines the
@@ -19,6 +20,7 @@ mod codec;
 mod counter;
 #[cfg(test)]
 mod cross_tests;
+mod standing;
 #[cfg(test)]
 pub(crate) mod tests;
 mod translate;

@@ -72,12 +72,14 @@ pub enum PairError {
         lines: Vec<String>,
     },
     /// Something did not come.
-    #[error("waited in vain for {what} for {} s", waited.as_secs_f64())]
+    #[error("waited in vain for {what} for {} s{}", waited.as_secs_f64(), shown(.found))]
     TimedOut {
         /// For what.
         what: String,
         /// For how long.
         waited: Duration,
+        /// What could be seen of it.
+        found: Vec<String>,
     },
     /// A process left no ledger.
     #[error("VM {side} left no ledger: {source}")]
@@ -90,6 +92,10 @@ pub enum PairError {
     /// The user ended the run.
     #[error("interrupted")]
     Interrupted,
+}
+
+fn shown(found: &[String]) -> String {
+    found.iter().map(|line| format!("; {line}")).collect()
 }
 
 fn said(lines: &[String]) -> String {
@@ -294,14 +300,14 @@ impl Side {
         Ok(self.state()?.vcpus.iter().map(|vcpu| vcpu.completed).collect())
     }
 
-    /// Waits until every vCPU has completed `more` steps from now on.
+    /// Waits until every vCPU has completed `more` steps from now on. In vain, the error tells where the vCPUs stand.
     ///
     /// # Errors
     /// As [`Self::execute`], and those of the wait.
     pub(in crate::verify) fn wait_steps(&mut self, watch: &Watch<'_>, more: u64) -> Result<(), PairError> {
         let what = format!("{more} steps of VM {}", self.name);
         let mut goal: Option<Vec<u64>> = None;
-        watch.until(&what, || {
+        let waited = watch.until(&what, || {
             let state = self.state()?;
             if state.status != RunState::Running {
                 return Ok(None);
@@ -309,7 +315,30 @@ impl Side {
             let steps: Vec<u64> = state.vcpus.iter().map(|vcpu| vcpu.completed).collect();
             let goal = goal.get_or_insert_with(|| steps.iter().map(|step| step + more).collect());
             Ok(steps.iter().zip(goal).all(|(step, goal)| *step >= *goal).then_some(()))
-        })
+        });
+        match waited {
+            Err(PairError::TimedOut { what, waited, .. }) => {
+                Err(PairError::TimedOut { what, waited, found: self.standing() })
+            }
+            waited => waited,
+        }
+    }
+
+    /// Where the guest and each of its vCPUs stand, in lines.
+    fn standing(&mut self) -> Vec<String> {
+        let state = self.state().map(|state| {
+            let steps: Vec<u64> = state.vcpus.iter().map(|vcpu| vcpu.completed).collect();
+            format!("the guest is {}, steps completed {steps:?}", state.status.name())
+        });
+        let mut lines = vec![state.unwrap_or_else(|error| error.to_string())];
+        match self.execute("x-tidemark-vcpus", json!({})) {
+            Ok(answer) => {
+                let vcpus = answer["vcpus"].as_array().into_iter().flatten();
+                lines.extend(vcpus.filter_map(Value::as_str).map(str::to_owned));
+            }
+            Err(error) => lines.push(error.to_string()),
+        }
+        lines
     }
 
     /// Steps that all vCPUs together complete in a second, measured over `time`.

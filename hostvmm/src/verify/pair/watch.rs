@@ -37,7 +37,7 @@ impl<'a> Watch<'a> {
             }
             self.check()?;
             if begun.elapsed() >= self.timeout {
-                return Err(PairError::TimedOut { what: what.to_owned(), waited: self.timeout });
+                return Err(PairError::TimedOut { what: what.to_owned(), waited: self.timeout, found: Vec::new() });
             }
             std::thread::sleep(PAUSE);
         }
