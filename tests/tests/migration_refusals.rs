@@ -156,6 +156,30 @@ fn a_migration_to_a_stopped_destination_shows_its_silence_and_is_cancelled_at_on
 }
 
 #[test]
+fn a_guest_that_stands_still_beside_a_stopped_destination_is_taken_back_by_a_cancel() {
+    let Some(firmware) = firmware_or_skip() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let uri = format!("unix:{}/m", directory.path().display());
+    // It has everything, and stops before it says so: the guest stands still, and is not given away.
+    let stops = ["--plant-migration-fault", "destination-verified=stop", "--incoming", &uri];
+    let destination = Vm::start(directory.path(), "destination", options(firmware, &stops));
+    let mut source = Vm::start(directory.path(), "source", options(firmware, &[]));
+    source.client(&["migrate", "-d", &uri]).expect_status(0);
+    let status = |source: &Vm| -> serde_json::Value {
+        serde_json::from_str(&source.client(&["info", "migrate", "--json"]).stdout).unwrap()
+    };
+    // For a while, so that it is not on its way there.
+    source.until("the guest to stand still", |source| {
+        let info = status(source);
+        (info["status"] == "device" && info["x-silent"].as_u64().is_some_and(|ms| ms >= 300)).then_some(())
+    });
+    source.client(&["migrate-cancel"]).expect_status(0);
+    source.until("the end of the migration", |source| (status(source)["status"] == "cancelled").then_some(()));
+    drop(destination);
+    expect_goes_on(source);
+}
+
+#[test]
 fn a_destination_does_not_clear_its_sources_memory() {
     let Some(firmware) = firmware_or_skip() else { return };
     let directory = tempfile::tempdir().unwrap();

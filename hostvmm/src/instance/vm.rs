@@ -67,13 +67,13 @@ impl Instance {
         let Some(before) = self.migrations.enter(patience) else {
             return Err("There's a migration process in progress".to_owned());
         };
-        let instance = Arc::clone(self);
+        let busy = Busy { instance: Arc::clone(self), ends_with_guest: false };
         let spawned = std::thread::Builder::new().name("migrate".to_owned()).spawn(move || {
+            let instance = &busy.instance;
             let result = migrate::send(instance.as_ref(), &uri, &instance.monitor);
             instance.sent(&uri, result.map(drop).map_err(|error| error.to_string()));
         });
         if let Err(error) = spawned {
-            self.migrations.leave();
             return Err(format!("cannot start a thread for the migration: {error}"));
         }
         self.migrations.wait_begun(before);
@@ -86,7 +86,6 @@ impl Instance {
         if let (Phase::Completed, Err(error)) = (phase, &result) {
             self.agenda().complaint = Some(format!("the guest has moved, but: {error}"));
         }
-        self.migrations.leave();
         let end = match (phase, result) {
             (Phase::Cancelled, _) => format!("the migration to {uri} was cancelled"),
             (_, Ok(())) => format!("the guest has moved to {uri}"),
@@ -105,13 +104,13 @@ impl Instance {
         let inbound = Inbound::open(uri, creds.as_ref())?;
         // There is no other: a guest arrives once.
         self.migrations.enter(Duration::ZERO);
-        let instance = Arc::clone(self);
+        let busy = Busy { instance: Arc::clone(self), ends_with_guest: exit_on_error };
         let spawned = std::thread::Builder::new().name("incoming".to_owned()).spawn(move || {
+            let instance = &busy.instance;
             let result = migrate::receive(instance.as_ref(), inbound, &instance.monitor);
             if let Err(error) = result {
                 instance.not_received(error.to_string(), exit_on_error);
             }
-            instance.migrations.leave();
         });
         spawned
             .map(drop)
@@ -171,6 +170,25 @@ impl Instance {
         } else {
             tell(&format!("incoming migration failed: {error}"));
         }
+    }
+}
+
+/// A thread's turn at a migration, which ends with the thread, also where that panics or was never started.
+struct Busy {
+    instance: Arc<Instance>,
+    /// Without a guest there is nothing that the instance lives for.
+    ends_with_guest: bool,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.instance.control().forsake();
+            if self.ends_with_guest {
+                self.instance.not_received("its thread has panicked".to_owned(), true);
+            }
+        }
+        self.instance.migrations.leave();
     }
 }
 
@@ -234,7 +252,8 @@ impl SourceVm for Instance {
             order
         };
         self.announce(order);
-        let read = CounterState::read(&self.machine, &self.vcpus);
+        // A guest that cannot be stopped as a whole is not left standing.
+        let read = CounterState::read(&self.machine, &self.vcpus).inspect_err(|_| SourceVm::resume(self));
         let (counter, reading) = read.map_err(|error| VmError::new("read the guest's counter", error))?;
         *lock(&self.stopped_with) = Some(counter);
         let stopped = Moment { at: counter.at, counter: counter.ticks };

@@ -120,14 +120,32 @@ impl Leaves {
 /// # Errors
 /// [`MemoryError::Io`] where memory cannot be searched for holes.
 pub(crate) fn memory_digest(memory: &GuestMemory, salt: u64) -> Result<SlotDigests, MemoryError> {
-    let mut digests = [0; SlotId::COUNT];
-    for slot in SlotId::ALL {
-        digests[slot.index()] = slot_digest(memory, slot, salt)?;
-    }
-    Ok(digests)
+    memory_digest_unless(memory, salt, &|| false).map(|digests| digests.expect("nobody ends it"))
 }
 
-fn slot_digest(memory: &GuestMemory, slot: SlotId, salt: u64) -> Result<u64, MemoryError> {
+/// As [`memory_digest`]; `None` as soon as `is_over`, which is asked all the time.
+///
+/// # Errors
+/// As there.
+pub(crate) fn memory_digest_unless(
+    memory: &GuestMemory,
+    salt: u64,
+    is_over: &(impl Fn() -> bool + Sync),
+) -> Result<Option<SlotDigests>, MemoryError> {
+    let mut digests = [0; SlotId::COUNT];
+    for slot in SlotId::ALL {
+        let Some(digest) = slot_digest(memory, slot, salt, is_over)? else { return Ok(None) };
+        digests[slot.index()] = digest;
+    }
+    Ok(Some(digests))
+}
+
+fn slot_digest(
+    memory: &GuestMemory,
+    slot: SlotId,
+    salt: u64,
+    is_over: &(impl Fn() -> bool + Sync),
+) -> Result<Option<u64>, MemoryError> {
     let range = memory.slot(slot).range();
     let len_bytes = range.len_bytes();
     let extents: Vec<_> = memory
@@ -143,6 +161,9 @@ fn slot_digest(memory: &GuestMemory, slot: SlotId, salt: u64) -> Result<u64, Mem
         for extent in share {
             let mut at = extent.start;
             while at < extent.end {
+                if is_over() {
+                    return Ok(None);
+                }
                 let len = (extent.end - at).min(PIECE as u64);
                 let bytes = &mut piece[..len as usize];
                 memory.copy_from_slot(slot, at, bytes)?;
@@ -155,9 +176,9 @@ fn slot_digest(memory: &GuestMemory, slot: SlotId, salt: u64) -> Result<u64, Mem
                 at += len;
             }
         }
-        Ok(sum)
+        Ok(Some(sum))
     });
-    sums.into_iter().try_fold(0_u64, |all, sum| Ok(all.wrapping_add(sum?)))
+    sums.into_iter().try_fold(Some(0_u64), |all, sum| Ok(all.zip(sum?).map(|(all, sum)| all.wrapping_add(sum))))
 }
 
 /// What stands for memory that was handed over as files: which files they are. Two processes that have the same files have
@@ -236,6 +257,20 @@ mod tests {
         assert_ne!(leaves.digest(), memory_digest(&memory, 7).unwrap());
         let found = leaves.first_other(&memory, SlotId::Region).unwrap();
         assert_eq!(found, map::REGION_BASE.checked_add(9 * PAGE_BYTES));
+    }
+
+    #[test]
+    fn a_digest_that_is_called_off_reads_no_further() {
+        let memory = memory();
+        fill(&memory, SlotId::Ram, 1, 1);
+        let asked = AtomicU64::new(0);
+        let is_over = || {
+            asked.fetch_add(1, Ordering::Relaxed);
+            true
+        };
+        assert_eq!(memory_digest_unless(&memory, 7, &is_over).unwrap(), None);
+        assert_eq!(asked.into_inner(), 1);
+        assert_eq!(memory_digest_unless(&memory, 7, &|| false).unwrap(), Some(memory_digest(&memory, 7).unwrap()));
     }
 
     #[test]

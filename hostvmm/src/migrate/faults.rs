@@ -244,7 +244,8 @@ pub(crate) fn carry_out(action: Action) -> Option<Planted> {
             None
         }
         Action::Stop => {
-            let _ = kill_process(getpid(), Signal::STOP);
+            // To this thread: one that is sent to the process stops another first, and this one goes on for a while.
+            let _ = signal_hook::low_level::raise(signal_hook::consts::SIGSTOP);
             None
         }
         Action::Cut => Some(Planted::Cut),

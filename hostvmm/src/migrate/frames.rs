@@ -54,13 +54,15 @@ pub(crate) struct FrameWriter {
     writer: Option<Writer>,
     encoder: FrameEncoder,
     frame: Vec<u8>,
+    /// The rest of a frame that was cut short: whatever is sent later comes after it.
+    unsent: Vec<u8>,
     sent: u64,
 }
 
 impl FrameWriter {
     /// Of a channel whose greeting is over.
     pub(crate) fn new(writer: Writer) -> Self {
-        Self { writer: Some(writer), encoder: FrameEncoder::new(), frame: Vec::new(), sent: 0 }
+        Self { writer: Some(writer), encoder: FrameEncoder::new(), frame: Vec::new(), unsent: Vec::new(), sent: 0 }
     }
 
     /// Sends a message without payload.
@@ -92,17 +94,24 @@ impl FrameWriter {
         self.frame.clear();
         self.encoder.encode(message, payload.len() as u32, &mut self.frame);
         let writer = self.writer.as_mut().ok_or_else(finished)?;
-        let mut slices = [IoSlice::new(&self.frame), IoSlice::new(payload)];
+        let mut slices = [IoSlice::new(&self.unsent), IoSlice::new(&self.frame), IoSlice::new(payload)];
         let mut rest = &mut slices[..];
         IoSlice::advance_slices(&mut rest, 0);
         while !rest.is_empty() {
-            match writer.write_vectored(rest) {
-                Ok(0) => return Err(MigrateError::lost(io::ErrorKind::WriteZero.into())),
-                Ok(written) => IoSlice::advance_slices(&mut rest, written),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(MigrateError::lost(error)),
-            }
+            let error = match writer.write_vectored(rest) {
+                Ok(0) => io::ErrorKind::WriteZero.into(),
+                Ok(written) => {
+                    IoSlice::advance_slices(&mut rest, written);
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => error,
+            };
+            // Of a frame that was begun the other side expects the rest; no other begins in its middle.
+            self.unsent = rest.iter().flat_map(|slice| slice.iter().copied()).collect();
+            return Err(MigrateError::lost(error));
         }
+        self.unsent.clear();
         self.sent += (self.frame.len() + payload.len()) as u64;
         Ok(())
     }
@@ -110,4 +119,37 @@ impl FrameWriter {
 
 fn finished() -> MigrateError {
     MigrateError::lost(io::ErrorKind::BrokenPipe.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::transport::{CancelToken, Listener, Uri, connect};
+    use super::super::wire::Text;
+    use super::*;
+
+    #[test]
+    fn a_frame_that_was_cut_short_is_finished_before_the_next_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let (uri, cancel) = (Uri::Unix(directory.path().join("s")), CancelToken::new().unwrap());
+        let mut listener = Listener::bind(&uri, None).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let ours = connect(&uri, None, deadline, &cancel).unwrap();
+        let theirs = listener.accept(Some(deadline), &cancel).unwrap();
+        ours.set_timeouts(None, Some(Duration::from_millis(1)));
+        let mut writer = FrameWriter::new(ours.split().1);
+        let mut reader = FrameReader::new(theirs.split().0);
+        let abort = |n: usize| Message::Abort { text: Text::new(format!("{n} {}", "x".repeat(900))) };
+        // Until the other side's buffers are full.
+        let begun = (0..).find(|n| writer.send(&abort(*n)).is_err()).unwrap();
+        let last = Message::Commit;
+        std::thread::scope(|scope| {
+            scope.spawn(|| while writer.send(&last).is_err() {});
+            for n in 0..=begun {
+                assert_eq!(reader.next().unwrap().0, abort(n));
+            }
+            assert_eq!(reader.next().unwrap().0, last);
+        });
+    }
 }

@@ -11,14 +11,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::error::MigrateError;
 use super::faults::{Boundary, FaultPlan, Planted};
 use super::info::MigrationInfo;
 use super::parameters::{Capabilities, ParameterError, Parameters};
 use super::phase::{Cancelled, Phase, Setup, Stage};
 use super::transport::{CancelToken, Handle, Pacer};
-
-/// How long a migration that is cancelled has to say goodbye to its peer before its connections are cut.
-const GOODBYE: Duration = Duration::from_millis(200);
 
 /// Why a migration cannot be begun, cancelled, or switched to post-copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -201,8 +199,8 @@ impl Monitor {
         Ok(())
     }
 
-    /// Cancels the migration that is under way. Returns once it is on its way back; [`Self::wait_for_end`] tells when the
-    /// guest is known to run on here.
+    /// Cancels the migration that is under way: whatever it waits for, it waits no longer. Returns once it is on its way
+    /// back; [`Self::wait_for_end`] tells when the guest is known to run on here.
     ///
     /// # Errors
     /// [`MonitorError::NotRunning`], and [`MonitorError::Committed`] once the destination may run the guest.
@@ -215,16 +213,14 @@ impl Monitor {
                 _ if state.committed => return Err(MonitorError::Committed),
                 _ => state.info.status = Phase::Cancelling,
             }
-            state.wakes.iter().for_each(|wake| wake());
         }
+        // Told before the migration can have ended, so that its end is told after it.
         self.tell(Change::Phase(Phase::Cancelling));
         let state = self.lock();
-        let (state, _) = self
-            .changed
-            .wait_timeout_while(state, GOODBYE, |state| state.info.status.is_running())
-            .unwrap_or_else(PoisonError::into_inner);
-        if let (true, Some(cancel)) = (state.info.status.is_running(), &state.cancel) {
-            cancel.cancel();
+        // It may have noticed by itself, and another one have begun.
+        if state.info.status == Phase::Cancelling {
+            state.wakes.iter().for_each(|wake| wake());
+            state.cancel.iter().for_each(CancelToken::cancel);
         }
         Ok(())
     }
@@ -315,6 +311,20 @@ impl Monitor {
         self.tell(Change::Phase(phase));
     }
 
+    /// Ends a migration for `error`. Returns it, or that someone has cancelled: whatever was cut off says something else then.
+    pub(super) fn fail(&self, error: MigrateError) -> MigrateError {
+        let error = self.check().err().map_or(error, Into::into);
+        if self.phase().is_running() {
+            self.end(Phase::Failed, Some(error.to_string()));
+        }
+        error
+    }
+
+    /// Ends the migration, when it is dropped, if its thread panics: nobody waits for ever for one that nobody drives.
+    pub(super) fn watch_thread(&self) -> impl Drop + '_ {
+        Driver { monitor: self }
+    }
+
     /// Whether someone has cancelled.
     pub(super) fn check(&self) -> Result<(), Cancelled> {
         if self.phase() == Phase::Cancelling { Err(Cancelled) } else { Ok(()) }
@@ -401,6 +411,19 @@ impl Monitor {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A thread that drives a migration.
+struct Driver<'m> {
+    monitor: &'m Monitor,
+}
+
+impl Drop for Driver<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() && self.monitor.phase().is_running() {
+            self.monitor.end(Phase::Failed, Some("a thread of the migration has panicked".to_owned()));
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use super::door::{Door, Fate};
 use super::memory::Everything;
-use super::{FAREWELL, Farewell, Incoming, Terms};
+use super::{Farewell, Incoming, Terms};
 use crate::memory::SlotId;
 use crate::migrate::error::MigrateError;
 use crate::migrate::faults::Boundary;
@@ -81,10 +81,9 @@ pub(super) fn take_over(
     if !is_told || incoming.monitor.at(Boundary::DestinationTold).is_err() {
         return Ok(Farewell::Missing);
     }
-    incoming.handle.set_timeouts(Some(FAREWELL), Some(FAREWELL));
-    match incoming.next() {
-        Ok((Message::Farewell { fault: None }, _)) => Ok(Farewell::Said),
-        Ok((Message::Farewell { fault: Some(text) }, _)) => {
+    match incoming.farewell() {
+        Some(Message::Farewell { fault: None }) => Ok(Farewell::Said),
+        Some(Message::Farewell { fault: Some(text) }) => {
             incoming.monitor.show(|info| {
                 info.error_desc = Some(text.to_string());
                 if let (Some(report), DigestMode::Deferred) = (&mut info.digest, terms.digest) {
@@ -93,7 +92,7 @@ pub(super) fn take_over(
             });
             Err(MigrateError::Source { text })
         }
-        Ok(_) | Err(_) => Ok(Farewell::Missing),
+        _ => Ok(Farewell::Missing),
     }
 }
 

@@ -146,6 +146,17 @@ impl Door {
     }
 }
 
+impl Drop for Door {
+    /// A migration whose thread panics is not taken further: its source sees the connection's end, and can ask.
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(main) = lock(&self.inside).main.take()
+        {
+            main.shutdown();
+        }
+    }
+}
+
 fn lock(inside: &Mutex<Inside>) -> MutexGuard<'_, Inside> {
     inside.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -184,7 +195,7 @@ fn hello(bytes: &[u8]) -> Result<Hello, MigrateError> {
 /// Answers a hello. The channel, if it is one for the migration.
 fn greet(mut channel: Channel, hello: &Hello, inside: &Mutex<Inside>) -> Result<Option<Channel>, MigrateError> {
     let received_at = HostTime::now();
-    channel.set_timeouts(Some(WORD), Some(WORD));
+    channel.set_deadline(Some(Instant::now() + WORD));
     let version = match admit(hello, inside, &channel) {
         Ok(version) => version,
         Err(refusal) => {
@@ -198,7 +209,7 @@ fn greet(mut channel: Channel, hello: &Hello, inside: &Mutex<Inside>) -> Result<
         answer(channel, inside)?;
         return Ok(None);
     }
-    channel.set_timeouts(None, None);
+    channel.set_deadline(None);
     Ok(Some(channel))
 }
 

@@ -59,13 +59,25 @@ pub(super) fn receive<'m>(
             let (pages, turnstile, main) = (pages(), &turnstile, &main);
             scope.spawn(move || side::receive(reader, order, pages, turnstile, main));
         }
+        let _ends = Ends { turnstile: &turnstile, channels: &handles };
         let mut moving = Moving { incoming, terms, arrived: &arrived, turnstile: &turnstile, pages: pages() };
         let result = moving.run(stage);
-        turnstile.close();
-        handles.iter().for_each(Handle::shutdown);
         // Where the main channel was only shut down because a page channel had failed, that is the reason.
         result.map_err(|error| turnstile.failure().unwrap_or(error))
     })
+}
+
+/// Ends the page channels' threads when it is dropped. They are waited for, so a panic has to end them as well.
+struct Ends<'a> {
+    turnstile: &'a Turnstile,
+    channels: &'a [Handle],
+}
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.turnstile.close();
+        self.channels.iter().for_each(Handle::shutdown);
+    }
 }
 
 struct Moving<'a, 'i> {

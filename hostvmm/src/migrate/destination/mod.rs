@@ -31,7 +31,7 @@ use super::frames::{FrameReader, FrameWriter};
 use super::info::{MigrationInfo, RamInfo};
 use super::monitor::Monitor;
 use super::parameters::{CounterPolicy, DigestMode};
-use super::phase::{Phase, Setup, Stage};
+use super::phase::{Setup, Stage};
 use super::postcopy::MissingPages;
 use super::transport::{Handle, Listener, TlsCreds, TransportError, Uri};
 use super::vm::DestinationVm;
@@ -90,15 +90,16 @@ pub fn receive(
     monitor: &Monitor,
 ) -> Result<MigrationInfo, MigrateError> {
     let (stage, _) = monitor.begin()?;
+    let _watched = monitor.watch_thread();
     let listener = match inbound.into() {
         Inbound::Listener(listener) => listener,
         Inbound::File { path, offset } => {
-            return load::run(vm, &path, offset, stage).map_err(|error| failed(monitor, error));
+            return load::run(vm, &path, offset, stage).map_err(|error| monitor.fail(error));
         }
     };
     let door = match Door::open(listener) {
         Ok(door) => door,
-        Err(error) => return Err(failed(monitor, error)),
+        Err(error) => return Err(monitor.fail(error)),
     };
     let token = door.token();
     monitor.add_wake(move || token.cancel());
@@ -115,7 +116,7 @@ pub fn receive(
         }
         Err(error) => {
             door.close();
-            Err(failed(monitor, error))
+            Err(monitor.fail(error))
         }
     }
 }
@@ -124,15 +125,6 @@ pub fn receive(
 fn mismatch(vm: &dyn DestinationVm, offer: &Offer) -> Option<Mismatch> {
     let differs = vm.describe().mismatch(&offer.description);
     differs.or_else(|| vm.check_cpu(offer.description.accelerator, &offer.cpu).err().map(Mismatch::of_cpu))
-}
-
-/// Ends a migration that has failed.
-fn failed(monitor: &Monitor, error: MigrateError) -> MigrateError {
-    let error = monitor.check().err().map_or(error, Into::into);
-    if monitor.phase().is_running() {
-        monitor.end(Phase::Failed, Some(error.to_string()));
-    }
-    error
 }
 
 /// Whether the source has had its last word.
@@ -287,8 +279,8 @@ impl<'a> Incoming<'a> {
         if !error.is_lost() {
             return error;
         }
-        self.handle.set_timeouts(Some(LAST_WORDS), Some(LAST_WORDS));
         let deadline = Instant::now() + LAST_WORDS;
+        self.handle.set_deadline(Some(deadline));
         let mut payload = Vec::new();
         while Instant::now() < deadline {
             match self.reader.next() {
@@ -305,6 +297,12 @@ impl<'a> Incoming<'a> {
         error
     }
 
+    /// The source's last word, for which it has some time. Whatever goes wrong, it has none.
+    fn farewell(&mut self) -> Option<Message> {
+        self.handle.set_deadline(Some(Instant::now() + FAREWELL));
+        self.next().ok().map(|(message, _)| message)
+    }
+
     fn send(&mut self, message: &Message) -> Result<(), MigrateError> {
         self.order.sent(message)?;
         self.writer.lock().unwrap_or_else(PoisonError::into_inner).send(message)
@@ -319,7 +317,7 @@ impl<'a> Incoming<'a> {
         if matches!(error, MigrateError::Source { .. } | MigrateError::Refused(_)) {
             return;
         }
-        self.handle.set_timeouts(None, Some(GOODBYE));
+        self.handle.part(GOODBYE);
         let _ = self.send(&Message::Failure { text: Text::new(error) });
     }
 }

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use super::door::{Door, Fate};
 use super::memory::Everything;
-use super::{FAREWELL, Farewell, Incoming, Order, Terms};
+use super::{Farewell, Incoming, Order, Terms};
 use crate::dirty::PageBitmap;
 use crate::memory::SlotId;
 use crate::migrate::digest::SlotDigests;
@@ -27,6 +27,7 @@ use crate::migrate::monitor::Monitor;
 use crate::migrate::pages::Unpacker;
 use crate::migrate::phase::{Device, Phase, PostcopyActive, Stage};
 use crate::migrate::postcopy::MissingPages;
+use crate::migrate::transport::Handle;
 use crate::migrate::vm::{DestinationVm, Moment};
 use crate::migrate::wire::{Loaded, Message, PageBatch, PassEnd, Resumed, SlotPass};
 
@@ -77,17 +78,18 @@ pub(super) fn take_over(
     };
     let (ran, received) = std::thread::scope(|scope| {
         let pages = scope.spawn(|| {
+            let lost = Lost { missing: &missing, vm };
             let received = receiving.run();
-            if received.is_err() && missing.left() > 0 {
-                missing.abandon(|| vm.lost());
-            }
+            drop(lost);
             received
         });
+        let mut hang_up = HangUp(Some(&handle));
         let ran = run(vm, monitor, terms, stopped, committed, &writer);
-        if ran.is_err() {
-            handle.shutdown();
+        if ran.is_ok() {
+            hang_up.0 = None;
         }
-        let received = pages.join().expect("the thread that places pages does not panic");
+        drop(hang_up);
+        let received = pages.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         (ran, received)
     });
     // A guest that does not run is discarded, whatever has come of its memory.
@@ -109,6 +111,30 @@ pub(super) fn take_over(
             monitor.end(Phase::Failed, Some(error.to_string()));
             Err(error)
         }
+    }
+}
+
+/// Stops a guest that lacks pages when it is dropped: nobody will place them, whether the thread that did has failed or
+/// panicked.
+struct Lost<'a> {
+    missing: &'a MissingPages,
+    vm: &'a dyn DestinationVm,
+}
+
+impl Drop for Lost<'_> {
+    fn drop(&mut self) {
+        if self.missing.left() > 0 {
+            self.missing.abandon(|| self.vm.lost());
+        }
+    }
+}
+
+/// Ends the channel, and with it the thread that reads it, when it is dropped with one.
+struct HangUp<'a>(Option<&'a Handle>);
+
+impl Drop for HangUp<'_> {
+    fn drop(&mut self) {
+        self.0.into_iter().for_each(Handle::shutdown);
     }
 }
 
@@ -156,15 +182,14 @@ fn finish(
     if incoming.monitor.at(Boundary::DestinationTold).is_err() {
         return Ok(Farewell::Missing);
     }
-    incoming.handle.set_timeouts(Some(FAREWELL), Some(FAREWELL));
-    match incoming.next() {
-        Ok((Message::Farewell { fault: None }, _)) => Ok(Farewell::Said),
+    match incoming.farewell() {
+        Some(Message::Farewell { fault: None }) => Ok(Farewell::Said),
         // Such as memory that is not what the source had: both sides have compared.
-        Ok((Message::Farewell { fault: Some(text) }, _)) => {
+        Some(Message::Farewell { fault: Some(text) }) => {
             incoming.monitor.show(|info| info.error_desc = Some(text.to_string()));
             Err(MigrateError::Source { text })
         }
-        Ok(_) | Err(_) => Ok(Farewell::Missing),
+        _ => Ok(Farewell::Missing),
     }
 }
 

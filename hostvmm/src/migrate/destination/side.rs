@@ -90,6 +90,7 @@ pub(super) fn receive(
     turnstile: &Turnstile,
     main: &Handle,
 ) {
+    let _alarm = Alarm { turnstile, main };
     let mut run = || loop {
         let (message, payload_bytes) = reader.next()?;
         order.accept(&message, payload_bytes)?;
@@ -105,5 +106,20 @@ pub(super) fn receive(
         && turnstile.fail(error)
     {
         main.shutdown();
+    }
+}
+
+/// Ends the main channel's wait for a page channel whose thread panics.
+struct Alarm<'a> {
+    turnstile: &'a Turnstile,
+    main: &'a Handle,
+}
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.turnstile.close();
+            self.main.shutdown();
+        }
     }
 }

@@ -19,7 +19,7 @@ use crate::migrate::digest::{SlotDigests, memory_digest};
 use crate::migrate::error::MigrateError;
 use crate::migrate::faults::Boundary;
 use crate::migrate::parameters::DigestMode;
-use crate::migrate::phase::{Cancelled, Device, Phase, Stage};
+use crate::migrate::phase::{Device, Phase, Stage};
 use crate::migrate::transport::CancelToken;
 use crate::migrate::vm::Moment;
 use crate::migrate::wire::{Features, GuestState, Message, Resumed, Text};
@@ -50,7 +50,10 @@ pub(super) enum Found {
 /// Gives the guest away and sees that it arrives.
 pub(super) fn conclude(mut out: Outgoing<'_>, ready: Ready<'_>, address: &Address) -> Result<(), MigrateError> {
     let Ready { stage, moment, ready, received } = ready;
-    let stage = out.unless_cancelled(stage.commit())?;
+    let stage = match stage.commit() {
+        Ok(stage) => stage,
+        Err(cancelled) => return Err(out.give_up(cancelled.into())),
+    };
     // From here on the guest is not run here, unless the destination is known not to run it.
     out.hold.give_away();
     let committed_at = HostTime::now();
@@ -85,15 +88,6 @@ pub(super) fn conclude(mut out: Outgoing<'_>, ready: Ready<'_>, address: &Addres
 }
 
 impl Outgoing<'_> {
-    /// The stage that `moved` has come to; a destination that waits is told of a migration that was cancelled before it.
-    pub(super) fn unless_cancelled<T>(&mut self, moved: Result<T, Cancelled>) -> Result<T, MigrateError> {
-        moved.map_err(|cancelled| {
-            let error = cancelled.into();
-            self.peer.abort(&error);
-            error
-        })
-    }
-
     fn commit(&mut self) -> Result<Resumed, MigrateError> {
         self.peer.send(&Message::Commit)?;
         self.monitor.at(Boundary::SourceCommitted)?;
@@ -130,7 +124,7 @@ impl Outgoing<'_> {
         let deadline = Instant::now() + self.monitor.parameters().switchover_timeout();
         let mut pause = std::time::Duration::from_millis(1);
         loop {
-            let why = match address.ask(&cancel) {
+            let why = match address.ask(deadline, &cancel) {
                 Ok(GuestState::Running) => return Found::Runs,
                 Ok(GuestState::Whole { digests }) => return Found::Whole(digests),
                 Ok(GuestState::Discarded) => return Found::Gone(format!("{error}; it has discarded the guest")),

@@ -50,10 +50,15 @@ impl Address {
         Ok(Self { uri: uri.clone(), tls, session })
     }
 
-    /// A new channel to the destination, greeted.
-    pub(super) fn open(&self, role: Role, cancel: &CancelToken) -> Result<(Channel, ClockOffset), MigrateError> {
-        let mut channel = transport::connect(&self.uri, self.tls.as_ref(), Instant::now() + GREETING, cancel)?;
-        channel.set_timeouts(Some(GREETING), Some(GREETING));
+    /// A new channel to the destination, greeted by `deadline`.
+    pub(super) fn open(
+        &self,
+        role: Role,
+        deadline: Instant,
+        cancel: &CancelToken,
+    ) -> Result<(Channel, ClockOffset), MigrateError> {
+        let mut channel = transport::connect(&self.uri, self.tls.as_ref(), deadline, cancel)?;
+        channel.set_deadline(Some(deadline));
         let hello = Hello { versions: VersionRange::OURS, role, session: self.session, sent_at: HostTime::now() };
         let bytes: [u8; HELLO_BYTES] = hello.encode();
         channel.write_all(&bytes).map_err(MigrateError::lost)?;
@@ -64,14 +69,16 @@ impl Address {
             Reply::Welcome(welcome) => welcome.answers(&hello, arrived)?,
             Reply::Refusal(refusal) => return Err(MigrateError::NotWelcome(refusal)),
         };
-        channel.set_timeouts(None, None);
+        channel.set_deadline(None);
         Ok((channel, clock))
     }
 
-    /// Asks what has become of the guest.
-    pub(super) fn ask(&self, cancel: &CancelToken) -> Result<GuestState, MigrateError> {
-        let (channel, _) = self.open(Role::Query, cancel)?;
-        channel.set_timeouts(Some(GREETING), Some(GREETING));
+    /// Asks what has become of the guest. Who must know by `deadline` has a moment at least.
+    pub(super) fn ask(&self, deadline: Instant, cancel: &CancelToken) -> Result<GuestState, MigrateError> {
+        let now = Instant::now();
+        let deadline = deadline.clamp(now + LAST_WORDS, now + GREETING);
+        let (channel, _) = self.open(Role::Query, deadline, cancel)?;
+        channel.set_deadline(Some(deadline));
         let (reader, writer) = channel.split();
         let mut order = Return::new(Role::Query);
         order.sent(&Message::Query)?;
@@ -121,7 +128,7 @@ impl Peer {
     /// Greets the destination at `address`.
     pub(super) fn connect(address: &Address, monitor: &Monitor, cancel: &CancelToken) -> Result<Self, MigrateError> {
         let asked = Instant::now();
-        let (channel, clock) = address.open(Role::Main, cancel)?;
+        let (channel, clock) = address.open(Role::Main, asked + GREETING, cancel)?;
         let round_trip = asked.elapsed();
         let handle = channel.handle();
         monitor.add_channel(handle.clone());
@@ -132,7 +139,10 @@ impl Peer {
             // A full queue wakes as well.
             move || drop(sender.try_send(Event::Cancelled))
         });
-        thread::spawn(move || listen(reader, &sender));
+        let listener = thread::Builder::new().name("migrate peer".to_owned());
+        listener
+            .spawn(move || listen(reader, &sender))
+            .map_err(|source| MigrateError::Host { what: "start a thread for the destination's answers", source })?;
         Ok(Self {
             writer: FrameWriter::new(writer),
             events,
@@ -161,7 +171,7 @@ impl Peer {
             other => return Err(self.unexpected(&other)),
         }
         for index in 1..=page_channels {
-            let (channel, _) = address.open(Role::Pages(index), cancel)?;
+            let (channel, _) = address.open(Role::Pages(index), Instant::now() + GREETING, cancel)?;
             let handle = channel.handle();
             self.handles.0.push(handle.clone());
             monitor.add_channel(handle);
@@ -221,9 +231,12 @@ impl Peer {
 
     /// Tells the destination that there will be no guest, if it listens.
     pub(super) fn abort(&mut self, why: &MigrateError) {
-        self.handles.0.iter().for_each(|handle| handle.set_timeouts(None, Some(GOODBYE)));
-        let text = crate::migrate::wire::Text::new(why);
-        let _ = self.send(&Message::Abort { text });
+        self.handles.0.iter().for_each(|handle| handle.part(GOODBYE));
+        let abort = Message::Abort { text: crate::migrate::wire::Text::new(why) };
+        if self.order.sent(&abort).is_ok() {
+            // A destination that does not hear it sees the connection's end.
+            let _ = self.writer.send(&abort);
+        }
     }
 
     /// Says the last word, and waits until it is on its way: a command that carries it may take its time.

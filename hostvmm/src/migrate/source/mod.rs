@@ -33,7 +33,7 @@ use super::info::{MigrationInfo, RamInfo};
 use super::monitor::Monitor;
 use super::pages::{DeltaCache, Packer};
 use super::parameters::{Compression, Parameters};
-use super::phase::{Phase, Setup, Stage};
+use super::phase::{Setup, Stage};
 use super::postcopy::PageQueue;
 use super::transport::{CancelToken, FdAddress, Pacer, Uri};
 use super::vm::SourceVm;
@@ -45,24 +45,15 @@ use crate::memory::SlotId;
 ///
 /// # Errors
 /// [`MigrateError`]. The guest runs on here as it did before, but for [`MigrateError::InDoubt`], after which it is paused, and
-/// where the monitor says [`Phase::Completed`]: then it runs at the destination, and something was found wrong afterwards.
+/// where the monitor says [`Phase::Completed`](super::Phase::Completed): then it runs at the destination, and something was found wrong afterwards.
 pub fn send(vm: &dyn SourceVm, uri: &Uri, monitor: &Monitor) -> Result<MigrationInfo, MigrateError> {
     let (stage, cancel) = monitor.begin()?;
+    let _watched = monitor.watch_thread();
     let result = match uri {
         Uri::File { path, offset } => save::run(vm, path, *offset, stage, &cancel),
         _ => migrate(vm, uri, stage, &cancel),
     };
-    match result {
-        Ok(()) => Ok(monitor.info()),
-        Err(error) => {
-            // Whatever was cut off says something else: it was cut off because someone has cancelled.
-            let error = monitor.check().err().map_or(error, Into::into);
-            if monitor.phase().is_running() {
-                monitor.end(Phase::Failed, Some(error.to_string()));
-            }
-            Err(error)
-        }
-    }
+    result.map(|()| monitor.info()).map_err(|error| monitor.fail(error))
 }
 
 fn migrate(vm: &dyn SourceVm, uri: &Uri, stage: Stage<'_, Setup>, cancel: &CancelToken) -> Result<(), MigrateError> {
@@ -70,15 +61,10 @@ fn migrate(vm: &dyn SourceVm, uri: &Uri, stage: Stage<'_, Setup>, cancel: &Cance
     monitor.at(Boundary::SourceSetup)?;
     let address = Address::new(uri, monitor)?;
     let mut out = Outgoing::setup(vm, uri, &address, monitor, cancel)?;
-    let handed_over = out.hand_over(stage);
-    match handed_over {
+    match out.hand_over(stage) {
         Ok(HandedOver::Whole(ready)) => commit::conclude(out, ready, &address),
         Ok(HandedOver::Lacking(ready, queue)) => postcopy::conclude(out, ready, &queue, &address),
-        Err(error) => {
-            let error = out.peer.explained(error);
-            out.peer.abort(&error);
-            Err(error)
-        }
+        Err(error) => Err(out.give_up(error)),
     }
 }
 
@@ -204,6 +190,16 @@ impl<'a> Outgoing<'a> {
             converge: AutoConverge::default(),
             last_pass_bytes: 0,
         })
+    }
+
+    /// Ends a migration before its commit: the guest has everything back and the migration has ended before the destination
+    /// is told, which may listen or not.
+    fn give_up(self, error: MigrateError) -> MigrateError {
+        let Self { hold, mut peer, monitor, .. } = self;
+        drop(hold);
+        let error = monitor.fail(peer.explained(error));
+        peer.abort(&error);
+        error
     }
 
     /// From the agreement to a destination that is ready and waits for the commit.

@@ -9,6 +9,8 @@
 //!
 //! The source's memory does not change any more, so its digest, taken when all is sent, is that of the guest that stopped.
 
+use std::time::Instant;
+
 use super::Outgoing;
 use super::commit::{Found, Ready};
 use super::connect::Address;
@@ -26,6 +28,9 @@ use crate::migrate::wire::{MAX_PENDING_WORDS, Message, PassEnd, Pending, Resumed
 
 /// Bytes sent in the background between two looks for requests.
 const BACKGROUND_BYTES: u64 = 256 << 10;
+/// Most that is heard of the destination between two times that something is sent to it: more requests than it has vCPUs are
+/// none that anybody waits for.
+const MOST_HEARD: usize = 64;
 
 /// Says which pages are missing and sends the state, and waits until the destination has loaded it.
 pub(super) fn move_the_state<'m>(
@@ -81,7 +86,10 @@ pub(super) fn conclude(
     address: &Address,
 ) -> Result<(), MigrateError> {
     let Ready { stage, moment, ready, .. } = ready;
-    let stage = out.unless_cancelled(stage.post_copy())?;
+    let stage = match stage.post_copy() {
+        Ok(stage) => stage,
+        Err(cancelled) => return Err(out.give_up(cancelled.into())),
+    };
     // From here on the guest is not run here, unless the destination is known not to have run it.
     out.hold.give_away();
     let committed_at = HostTime::now();
@@ -146,7 +154,8 @@ impl Serving<'_> {
         let most = (BACKGROUND_BYTES / out.page_bytes).max(1);
         let mut sent = [SlotPass::default(); SlotId::COUNT];
         loop {
-            while let Some(message) = out.peer.poll()? {
+            for _ in 0..MOST_HEARD {
+                let Some(message) = out.peer.poll()? else { break };
                 self.take(out, message)?;
             }
             let Some((slot, pages, urgency)) = self.queue.next(most) else { break };
@@ -158,9 +167,16 @@ impl Serving<'_> {
         let digests = memory_digest(out.hold.vm.memory(), out.salt)?;
         out.peer.send(&Message::Digest(Some(digests)))?;
         out.monitor.at(Boundary::SourceDigest)?;
+        let patience = out.monitor.parameters().switchover_timeout();
+        let sent = Instant::now();
         while self.loaded.is_none() || self.resumed.is_none() || !out.unacknowledged.is_empty() {
-            let message =
-                out.peer.receive("said that it has every page", out.monitor.parameters().switchover_timeout())?;
+            // Requests for pages that are on their way are none of these.
+            let left = patience.saturating_sub(sent.elapsed());
+            let message = out.peer.receive("said that it has every page", left);
+            let message = message.map_err(|error| match error {
+                MigrateError::Silent { what, .. } => MigrateError::Silent { what, after: patience },
+                error => error,
+            })?;
             self.take(out, message)?;
         }
         Ok(digests)

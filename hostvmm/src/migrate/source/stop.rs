@@ -11,12 +11,12 @@ use super::hold::Pages;
 use crate::dirty::PageBitmap;
 use crate::memory::SlotId;
 use crate::migrate::clock::HostTime;
-use crate::migrate::digest::{SlotDigests, file_digest, memory_digest};
+use crate::migrate::digest::{SlotDigests, file_digest, memory_digest_unless};
 use crate::migrate::error::MigrateError;
 use crate::migrate::faults::Boundary;
 use crate::migrate::info::{DigestReport, DowntimeSplit};
 use crate::migrate::parameters::DigestMode;
-use crate::migrate::phase::{Active, Device, Stage};
+use crate::migrate::phase::{Active, Cancelled, Device, Stage};
 use crate::migrate::vm::Moment;
 use crate::migrate::wire::{Features, Loaded, Message};
 
@@ -122,7 +122,10 @@ impl Outgoing<'_> {
     fn digests(&self) -> Result<SlotDigests, MigrateError> {
         let memory = self.hold.vm.memory();
         match (self.parameters.x_digest, self.features.has(Features::SHARED_MEMORY)) {
-            (DigestMode::Full, _) => Ok(memory_digest(memory, self.salt)?),
+            (DigestMode::Full, _) => {
+                let digests = memory_digest_unless(memory, self.salt, &|| self.cancel.is_cancelled())?;
+                Ok(digests.ok_or(Cancelled)?)
+            }
             (DigestMode::Deferred, true) => file_digest(memory, self.salt),
             (DigestMode::Deferred, false) => Ok(self.leaves.digest()),
         }

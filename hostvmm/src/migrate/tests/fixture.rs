@@ -17,7 +17,7 @@ use crate::migrate::file::is_loaded;
 use crate::migrate::transport::{Listener, Uri};
 use crate::migrate::wire::{Description, Section, SectionKind};
 use crate::migrate::{
-    Boundary, ClockOffset, CounterPolicy, DestinationVm, HostTime, MigrateError, MigrationInfo, Moment, Monitor,
+    Boundary, ClockOffset, CounterPolicy, DestinationVm, HostTime, MigrateError, MigrationInfo, Moment, Monitor, Phase,
     PlantedFailure, SourceVm, VmError, receive, send,
 };
 
@@ -428,9 +428,14 @@ pub(super) fn migrate_by(uri: &Uri, from: &TestVm, to: &TestVm, source: &Monitor
             thread::yield_now();
         }
         let sent = send(from, &uri, source);
-        if let Err(MigrateError::Planted(PlantedFailure { boundary: Boundary::SourceSetup, .. })) = &sent {
-            // It has not connected, and nobody else will.
-            destination.cancel().unwrap();
+        let has_not_come = match &sent {
+            Err(MigrateError::Planted(PlantedFailure { boundary: Boundary::SourceSetup, .. })) => true,
+            Err(MigrateError::Cancelled(_)) => destination.phase() == Phase::Setup,
+            _ => false,
+        };
+        if has_not_come {
+            // And nobody else will. One that has come is being told, and may have ended.
+            let _ = destination.cancel();
         }
         Outcome { source: sent, destination: receiving.join().unwrap() }
     })

@@ -20,7 +20,7 @@ use crate::migrate::{
 };
 
 /// Reads a message, and drops its payload.
-fn read(stream: &mut UnixStream, decoder: &mut FrameDecoder) -> Option<Message> {
+pub(super) fn read(stream: &mut UnixStream, decoder: &mut FrameDecoder) -> Option<Message> {
     let mut header = [0; HEADER_BYTES];
     stream.read_exact(&mut header).ok()?;
     let header = decoder.header(&header).unwrap();
@@ -32,7 +32,7 @@ fn read(stream: &mut UnixStream, decoder: &mut FrameDecoder) -> Option<Message> 
 }
 
 /// Greets a source as a destination of this version does.
-fn welcome(stream: &mut UnixStream) {
+pub(super) fn welcome(stream: &mut UnixStream) {
     let mut hello = [0; HELLO_BYTES];
     stream.read_exact(&mut hello).unwrap();
     let hello = Hello::decode(&hello).unwrap();
@@ -73,7 +73,7 @@ fn against_destination(
 }
 
 /// As a destination should answer, but for its digests.
-fn honest(message: &Message) -> Vec<Message> {
+pub(super) fn honest(message: &Message) -> Vec<Message> {
     match message {
         Message::Offer(offer) => vec![Message::Accept { features: offer.features }],
         Message::PassEnd(end) => {
@@ -81,6 +81,11 @@ fn honest(message: &Message) -> Vec<Message> {
         }
         _ => Vec::new(),
     }
+}
+
+/// What a destination says in post-copy once it has the state.
+pub(super) fn loaded_without_digests() -> Message {
+    Message::Loaded(crate::migrate::wire::Loaded { digests: None, load_ns: 0, digest_ns: 0 })
 }
 
 fn loaded(digests: [u64; SlotId::COUNT]) -> Message {

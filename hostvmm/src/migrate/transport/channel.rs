@@ -80,6 +80,12 @@ impl Channel {
         self.reader.link.set_timeouts(read, write);
     }
 
+    /// When every call on the channel ends, however much moves: a peer that sends a byte now and then is not waited for.
+    /// None is never. The error is [`io::ErrorKind::TimedOut`].
+    pub fn set_deadline(&self, deadline: Option<Instant>) {
+        self.reader.link.set_deadline(deadline);
+    }
+
     /// Passes descriptors, with one byte of the stream.
     ///
     /// # Errors
@@ -170,6 +176,16 @@ impl Handle {
     /// As [`Channel::set_timeouts`].
     pub fn set_timeouts(&self, read: Option<Duration>, write: Option<Duration>) {
         self.link.set_timeouts(read, write);
+    }
+
+    /// As [`Channel::set_deadline`].
+    pub fn set_deadline(&self, deadline: Option<Instant>) {
+        self.link.set_deadline(deadline);
+    }
+
+    /// Lets calls go on for `limit` although the channel's token was cancelled: there are last words to be said.
+    pub fn part(&self, limit: Duration) {
+        self.link.part(limit);
     }
 }
 

@@ -119,12 +119,12 @@ impl Child {
         }
     }
 
-    /// Whether the command has failed, now that its stream has ended.
+    /// Whether the command has failed, now that its stream has ended. Once one of `tokens` is cancelled it is not asked.
     ///
     /// # Errors
     /// [`CommandFailed`].
-    pub(super) fn check_ended(&self) -> io::Result<()> {
-        match wait(&mut [PollFd::new(&self.exit, PollFlags::IN)], &[], Some(Instant::now() + END)) {
+    pub(super) fn check_ended(&self, tokens: &[&CancelToken]) -> io::Result<()> {
+        match wait(&mut [PollFd::new(&self.exit, PollFlags::IN)], tokens, Some(Instant::now() + END)) {
             Ok(Waited::Ready) => match self.status() {
                 Some(status) => self.judge(status),
                 None => Err(cancelled()),

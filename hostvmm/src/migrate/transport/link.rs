@@ -3,10 +3,11 @@
 //!
 //! They are non-blocking; a call that cannot go on waits in poll(2) for the descriptor, the link's own token, the
 //! migration's token and its time limit. So another thread's [`Link::shutdown`] ends it at once, whatever is underneath.
+//! What is said after the migration was cancelled has a time of its own ([`Link::part`]).
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, sockopt};
 
-use super::cancel::{CancelToken, Waited, cancelled, wait};
+use super::cancel::{CancelToken, Waited, cancelled, is_cancelled, wait};
 use super::exec::Child;
 
 /// Socket buffers asked for. Large enough that neither side waits for the other's scheduling; what is in them when the guest
@@ -34,8 +35,12 @@ pub(super) struct Link {
     is_socket: bool,
     closed: CancelToken,
     cancel: CancelToken,
+    /// The migration's token ends nothing any more: only last words are left to be said.
+    is_parting: AtomicBool,
     read_timeout_ns: AtomicU64,
     write_timeout_ns: AtomicU64,
+    /// When every call ends, whatever moves; in nanoseconds since `begun`.
+    deadline_ns: AtomicU64,
     begun: Instant,
     /// When bytes last went or came, in nanoseconds since `begun`.
     moved_ns: AtomicU64,
@@ -90,8 +95,20 @@ impl Link {
         let (read_timeout_ns, write_timeout_ns) = (AtomicU64::new(NEVER), AtomicU64::new(NEVER));
         let (closed, cancel) = (CancelToken::new()?, cancel.clone());
         let output = output.map(|fd| Mutex::new(Some(fd)));
-        let (begun, moved_ns) = (Instant::now(), AtomicU64::new(0));
-        Ok(Self { input, output, is_socket, closed, cancel, read_timeout_ns, write_timeout_ns, begun, moved_ns, child })
+        Ok(Self {
+            input,
+            output,
+            is_socket,
+            closed,
+            cancel,
+            is_parting: AtomicBool::new(false),
+            read_timeout_ns,
+            write_timeout_ns,
+            deadline_ns: AtomicU64::new(NEVER),
+            begun: Instant::now(),
+            moved_ns: AtomicU64::new(0),
+            child,
+        })
     }
 
     /// Reads what is there, at least one byte; 0 is the end.
@@ -139,6 +156,7 @@ impl Link {
         let mut deadline = None;
         loop {
             self.check()?;
+            let last = self.deadline()?;
             match operation(fd) {
                 Ok(value) => {
                     self.moved_ns.store(self.age_ns(), Ordering::Relaxed);
@@ -150,7 +168,9 @@ impl Link {
                     if timeout_ns != NEVER && deadline.is_none() {
                         deadline = Instant::now().checked_add(Duration::from_nanos(timeout_ns));
                     }
-                    if self.wait(fd, event, deadline)? == Waited::DeadlinePassed {
+                    let first = deadline.into_iter().chain(last).min();
+                    if self.wait(fd, event, first)? == Waited::DeadlinePassed {
+                        self.deadline()?;
                         let what = if event == PollFlags::IN { "sent nothing" } else { "took nothing" };
                         let silence = Duration::from_nanos(timeout_ns);
                         let text = format!("the other side has {what} for {silence:?}");
@@ -184,12 +204,34 @@ impl Link {
 
     /// Waits for `event` on the descriptor until `deadline`.
     pub(super) fn wait(&self, fd: impl AsFd, event: PollFlags, deadline: Option<Instant>) -> io::Result<Waited> {
-        wait(&mut [PollFd::from_borrowed_fd(fd.as_fd(), event)], &[&self.closed, &self.cancel], deadline)
+        let mut polled = [PollFd::from_borrowed_fd(fd.as_fd(), event)];
+        if self.is_parting.load(Ordering::Relaxed) {
+            return wait(&mut polled, &[&self.closed], deadline);
+        }
+        let waited = wait(&mut polled, &[&self.closed, &self.cancel], deadline);
+        match waited {
+            // It may have begun to part meanwhile.
+            Err(error) if is_cancelled(&error) => self.check().map(|()| Waited::Ready),
+            waited => waited,
+        }
     }
 
     /// An error once shut down or cancelled.
     pub(super) fn check(&self) -> io::Result<()> {
-        if self.closed.is_cancelled() || self.cancel.is_cancelled() { Err(cancelled()) } else { Ok(()) }
+        let is_cancelled = self.cancel.is_cancelled() && !self.is_parting.load(Ordering::Relaxed);
+        if self.closed.is_cancelled() || is_cancelled { Err(cancelled()) } else { Ok(()) }
+    }
+
+    /// The deadline, if there is one and it has not passed.
+    fn deadline(&self) -> io::Result<Option<Instant>> {
+        let deadline_ns = self.deadline_ns.load(Ordering::Relaxed);
+        if deadline_ns == NEVER {
+            return Ok(None);
+        }
+        if self.age_ns() >= deadline_ns {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the other side took too long"));
+        }
+        Ok(self.begun.checked_add(Duration::from_nanos(deadline_ns)))
     }
 
     /// Ends every call on the link, on both sides, now and later.
@@ -236,6 +278,19 @@ impl Link {
         self.write_timeout_ns.store(ns(write), Ordering::Relaxed);
     }
 
+    /// When every call ends, however much moves: a peer that sends a byte now and then is not waited for. `None` is never.
+    pub(super) fn set_deadline(&self, deadline: Option<Instant>) {
+        let ns = |deadline: Instant| u64::try_from(deadline.saturating_duration_since(self.begun).as_nanos());
+        let deadline_ns = deadline.map_or(NEVER, |deadline| ns(deadline).unwrap_or(NEVER));
+        self.deadline_ns.store(deadline_ns, Ordering::Relaxed);
+    }
+
+    /// Lets calls go on for `limit` although the migration was cancelled.
+    pub(super) fn part(&self, limit: Duration) {
+        self.set_deadline(Some(Instant::now() + limit));
+        self.is_parting.store(true, Ordering::Relaxed);
+    }
+
     /// The descriptor that is read.
     pub(super) fn input(&self) -> BorrowedFd<'_> {
         self.input.as_fd()
@@ -243,6 +298,6 @@ impl Link {
 
     /// A stream that ended because its command failed is the command's failure.
     fn check_child(&self) -> io::Result<()> {
-        self.child.as_ref().map_or(Ok(()), Child::check_ended)
+        self.child.as_ref().map_or(Ok(()), |child| child.check_ended(&[&self.closed, &self.cancel]))
     }
 }

@@ -256,6 +256,45 @@ fn time_limits_are_kept() {
 }
 
 #[test]
+fn a_deadline_ends_a_call_beside_a_peer_that_sends_a_byte_now_and_then() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut ours, mut theirs) = pair(&unix(directory.path()), None, &token());
+    ours.set_timeouts(Some(Duration::from_secs(3600)), None);
+    ours.set_deadline(Some(Instant::now() + Duration::from_millis(20)));
+    thread::scope(|scope| {
+        scope.spawn(move || while theirs.write(b".").is_ok() {});
+        let error = loop {
+            if let Err(error) = ours.read(&mut [0]) {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        ours.set_deadline(None);
+        assert_eq!(ours.read(&mut [0]).unwrap(), 1, "without one it goes on");
+        drop(ours);
+    });
+}
+
+#[test]
+fn last_words_are_said_after_a_cancel_and_for_a_while() {
+    let directory = tempfile::tempdir().unwrap();
+    let cancel = token();
+    let (mut ours, mut theirs) = pair(&unix(directory.path()), None, &cancel);
+    let handle = ours.handle();
+    cancel.cancel();
+    assert!(cancel::is_cancelled(&ours.write(b"x").unwrap_err()));
+    handle.part(Duration::from_secs(3600));
+    ours.write_all(b"bye").unwrap();
+    // Both ends have the token.
+    theirs.handle().part(Duration::from_secs(3600));
+    let mut word = [0; 3];
+    theirs.read_exact(&mut word).unwrap();
+    assert_eq!(&word, b"bye");
+    handle.part(Duration::ZERO);
+    assert_eq!(ours.write(b"x").unwrap_err().kind(), io::ErrorKind::TimedOut);
+}
+
+#[test]
 fn nobody_there_is_told_from_no_answer() {
     let directory = tempfile::tempdir().unwrap();
     let listener = Listener::bind(&tcp(), None).unwrap();
