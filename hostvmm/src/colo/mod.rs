@@ -43,7 +43,7 @@ pub use info::{
 pub use link::Peer;
 pub use monitor::{ColoMonitor, Ending, NoPair};
 pub use outlet::OutletAddress;
-pub use pages::DirtyPages;
+pub use pages::{DirtyPages, take as take_dirty};
 pub use parameters::ColoParameters;
 pub use primary::protect;
 pub use secondary::shadow;

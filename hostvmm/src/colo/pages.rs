@@ -103,7 +103,7 @@ pub(super) fn messages(pages: &DirtyPages) -> impl Iterator<Item = ColoMessage> 
 ///
 /// # Errors
 /// [`WireError::Pages`] for pages that the slot does not have.
-pub(super) fn take(pages: &mut DirtyPages, slot: SlotId, first: u64, words: &[u64]) -> Result<(), WireError> {
+pub fn take(pages: &mut DirtyPages, slot: SlotId, first: u64, words: &[u64]) -> Result<(), WireError> {
     let bitmap = &mut pages[slot.index()];
     let (all, count) = (bitmap.pages(), words.len() as u64 * 64);
     let refused = WireError::Pages { slot, first, count, pages: all };

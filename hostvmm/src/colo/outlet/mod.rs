@@ -16,7 +16,7 @@ mod server;
 mod sink;
 #[cfg(test)]
 mod tests;
-mod wire;
+pub mod wire;
 
 use super::Side;
 use super::output::{Positions, Record, StreamId};

@@ -24,7 +24,7 @@ const _: () = assert!(MAX_DELIVERY_BYTES > RECORD_HEADER_BYTES + MAX_RECORD_BYTE
 
 /// What a side asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Request {
+pub enum Request {
     /// To own the outlet.
     Claim(Claimant, Claim),
     /// To take records.
@@ -40,7 +40,7 @@ pub(super) enum Request {
 
 /// What the outlet says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Answer {
+pub enum Answer {
     /// Done. So many records of each stream were accepted in all.
     Accepted(Positions),
     /// [`OutletError::Fenced`].
@@ -74,7 +74,7 @@ pub(super) enum Answer {
 
 /// Bytes that are no request or no answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub(super) enum WireError {
+pub enum WireError {
     /// Not a frame of this protocol and version.
     #[error("the frame's header is none of the outlet's protocol, version {VERSION}")]
     Header,
@@ -128,7 +128,7 @@ impl Fields<'_> {
 
 impl Request {
     /// The frame.
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         match self {
             Self::Claim(claimant, claim) => {
                 let side = match claim.side {
@@ -190,7 +190,7 @@ impl Request {
     ///
     /// # Errors
     /// The reader's; [`WireError`] as [`io::ErrorKind::InvalidData`].
-    pub(super) fn read(from: &mut impl Read) -> io::Result<Option<Self>> {
+    pub fn read(from: &mut impl Read) -> io::Result<Option<Self>> {
         let Some((kind, body)) = read_frame(from)? else { return Ok(None) };
         Ok(Some(Self::decode(kind, &body)?))
     }
@@ -198,7 +198,7 @@ impl Request {
 
 impl Answer {
     /// What the outlet's core has said.
-    pub(super) fn of(result: Result<Positions, OutletError>) -> Self {
+    pub fn of(result: Result<Positions, OutletError>) -> Self {
         match result {
             Ok(accepted) => Self::Accepted(accepted),
             Err(OutletError::Fenced { current }) => Self::Fenced { current },
@@ -214,7 +214,7 @@ impl Answer {
     ///
     /// # Errors
     /// [`OutletError`], for everything but [`Self::Accepted`].
-    pub(super) fn into_result(self) -> Result<Positions, OutletError> {
+    pub fn into_result(self) -> Result<Positions, OutletError> {
         Err(match self {
             Self::Accepted(accepted) => return Ok(accepted),
             Self::Fenced { current } => OutletError::Fenced { current },
@@ -227,7 +227,7 @@ impl Answer {
     }
 
     /// The frame.
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let words = |kind, words: &[u64]| {
             frame(kind, words.iter().map(|word| word.to_le_bytes()).collect::<Vec<_>>().as_flattened())
         };
@@ -266,7 +266,7 @@ impl Answer {
     ///
     /// # Errors
     /// The reader's; [`WireError`] as [`io::ErrorKind::InvalidData`]; `UnexpectedEof` where the outlet has left.
-    pub(super) fn read(from: &mut impl Read) -> io::Result<Self> {
+    pub fn read(from: &mut impl Read) -> io::Result<Self> {
         let (kind, body) = read_frame(from)?.ok_or(io::ErrorKind::UnexpectedEof)?;
         Ok(Self::decode(kind, &body)?)
     }
