@@ -18,7 +18,7 @@ use crate::measure::BenchError;
 use crate::vmm::{Program, Vm};
 
 /// How long each is measured; also the time from one checkpoint to the next, so that one falls into the pair's.
-const WINDOW: Duration = Duration::from_secs(4);
+const WINDOW: Duration = Duration::from_secs(6);
 /// Time for what was begun to come to rest.
 const SETTLE: Duration = Duration::from_millis(200);
 
@@ -69,7 +69,7 @@ pub(super) fn measure(program: &Program, files: &Path) -> Result<Speed, BenchErr
         "--guest-output",
         "steps",
         "--workload",
-        "full:pages=8192,writes=1024,sleep_ms=0",
+        "full:pages=8192,writes=128,sleep_ms=0",
     ]
     .map(str::to_owned);
     let mut guest = Guest::start(program, &options, "measured", files)?;

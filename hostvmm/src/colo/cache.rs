@@ -54,7 +54,13 @@ impl RamCache {
     /// # Errors
     /// [`PageError`] where they are not what was sent; the cache is then of no use.
     pub fn receive(&self, unpacker: &mut Unpacker, batch: &PageBatch, payload: &[u8]) -> Result<(), PageError> {
-        unpacker.unpack(batch, payload, Some(&self.memory), &self.leaves)?.write(&self.memory)?;
+        let unpacked = unpacker.unpack(batch, payload, Some(&self.memory), &self.leaves)?;
+        // In the first pass everything comes, later on what the guest has written again.
+        if batch.pass == 0 {
+            unpacked.write(&self.memory)?
+        } else {
+            unpacked.overwrite(&self.memory)?
+        }
         let mut arrived = self.arrived();
         let slot = &mut arrived.pass[batch.slot.index()];
         slot.pages = slot.pages.saturating_add(batch.pages());

@@ -189,10 +189,13 @@ impl Arrivals {
     ) -> Result<Option<Message>, ColoError> {
         match message {
             Message::Pages(batch) => {
-                self.payload.resize(payload_bytes as usize, 0);
-                reader.payload(&mut self.payload)?;
+                // Never shorter again: growing clears.
+                let most = self.payload.len().max(payload_bytes as usize);
+                self.payload.resize(most, 0);
+                reader.payload(&mut self.payload[..payload_bytes as usize])?;
                 self.check_pass(batch.pass)?;
-                self.cache.receive(&mut self.unpacker, &batch, &self.payload).map_err(MigrateError::from)?;
+                let payload = &self.payload[..payload_bytes as usize];
+                self.cache.receive(&mut self.unpacker, &batch, payload).map_err(MigrateError::from)?;
                 Ok(None)
             }
             Message::PassEnd(end) => {

@@ -13,7 +13,7 @@ use crate::migrate::source::pieces::Pieces;
 use crate::migrate::wire::{Message, PageBatch, PassEnd};
 
 /// Of this much time one part goes to pages that are sent while the guests run.
-const BACKGROUND_PART: u32 = 25;
+const BACKGROUND_PART: u32 = 50;
 /// Least time before a checkpoint in which its last pages are sent.
 const LAST_PASS: Duration = Duration::from_millis(1);
 
@@ -47,21 +47,10 @@ impl Primary<'_> {
     }
 
     /// Time until the next harvest whose pages are sent while the guests run; `None` where there is none to come.
-    ///
-    /// A pass of such pages takes time of both guests' hosts, and a guest that writes the same pages again and again has them
-    /// sent as often. So there is a pass every so often, but for no more than a part of the time; and a last one that ends as the
-    /// checkpoint is due, for what is written after that has to be sent while the guests stand still.
     pub(super) fn background_in(&self, parameters: &ColoParameters) -> Option<Duration> {
         let pause = parameters.background()?;
-        let rest = self.background_took.saturating_mul(BACKGROUND_PART);
-        let regular = pause.max(rest).saturating_sub(self.harvested_at.elapsed());
-        let interval = parameters.interval();
-        let last_of = self.background_took.max(LAST_PASS);
-        if interval < rest || interval < pause || self.harvested_at.elapsed() < 2 * last_of {
-            return Some(regular);
-        }
-        let last = interval.saturating_sub(self.committed_at.elapsed()).saturating_sub(last_of);
-        Some(regular.min(last))
+        let (harvested, committed) = (self.harvested_at.elapsed(), self.committed_at.elapsed());
+        Some(until_harvest(pause, parameters.interval(), self.background_took, harvested, committed))
     }
 
     /// Sends `piece`, which was harvested; what is written from here on is dirty once more.
@@ -99,5 +88,55 @@ impl Primary<'_> {
         self.line.send_plain(&Message::PassEnd(PassEnd { pass: self.pass, slots }))?;
         self.pass = self.pass.wrapping_add(1);
         Ok(())
+    }
+}
+
+/// Time until the next pass of pages in the background, where the last one took `took` and began `harvested` ago, and the last
+/// checkpoint, of those that are due every `interval`, was committed `committed` ago.
+///
+/// A pass takes time of both guests' hosts, and a guest that writes the same pages again and again has them sent as often. So
+/// there is one every `pause`, but for no more than a part of the time; and a last one that ends as the checkpoint is due,
+/// for what is written after that has to be sent while the guests stand still.
+fn until_harvest(
+    pause: Duration,
+    interval: Duration,
+    took: Duration,
+    harvested: Duration,
+    committed: Duration,
+) -> Duration {
+    let rest = pause.max(took.saturating_mul(BACKGROUND_PART));
+    let regular = rest.saturating_sub(harvested);
+    let last = took.max(LAST_PASS);
+    if interval < rest || harvested < 2 * last {
+        return regular;
+    }
+    regular.min(interval.saturating_sub(committed).saturating_sub(last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn background_passes_take_a_bounded_part_of_the_time() {
+        let next = |took, harvested| until_harvest(ms(100), ms(20_000), took, harvested, ms(500));
+        assert_eq!(next(ms(1), ms(0)), ms(100), "as often as is asked for");
+        assert_eq!(next(ms(1), ms(100)), ms(0));
+        assert_eq!(next(ms(16), ms(100)), ms(700), "less often where a pass takes long");
+        assert_eq!(next(Duration::MAX, ms(100)), Duration::MAX - ms(100));
+    }
+
+    #[test]
+    fn a_last_pass_ends_as_the_checkpoint_is_due_and_is_the_only_one() {
+        let next = |harvested, committed| until_harvest(ms(100), ms(2000), ms(16), harvested, committed);
+        assert_eq!(next(ms(400), ms(1500)), ms(400), "a regular one would be too late");
+        assert_eq!(next(ms(400), ms(1984)), ms(0));
+        assert_eq!(next(ms(16), ms(2000)), ms(784), "it has been");
+        let often = |committed| until_harvest(ms(100), ms(20), ms(1), committed, committed);
+        assert_eq!(often(ms(19)), ms(81), "none for an interval that is shorter than a pause");
     }
 }

@@ -133,16 +133,31 @@ impl<'a> Unpacked<'a> {
     /// # Errors
     /// [`MemoryError::OutOfSlot`] where memory is not of the geometry that the batch was checked against.
     pub fn write(&self, memory: &GuestMemory) -> Result<(), MemoryError> {
-        let slot = self.batch.slot;
+        self.put(|offset, bytes| memory.copy_to_slot(self.batch.slot, offset, bytes))
+    }
+
+    /// As [`Self::write`], of pages that mostly were written before: those are there and mapped, and writing them there takes half
+    /// the time of a system call for each.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub(crate) fn overwrite(&self, memory: &GuestMemory) -> Result<(), MemoryError> {
+        self.put(|offset, bytes| {
+            memory.volatile_slice(self.batch.slot, offset, bytes.len() as u64)?.copy_from(bytes);
+            Ok(())
+        })
+    }
+
+    fn put(&self, mut write: impl FnMut(u64, &[u8]) -> Result<(), MemoryError>) -> Result<(), MemoryError> {
         let offset = |page: u64| page * self.page_bytes as u64;
         for (pages, content) in self.runs() {
             if let Content::Bytes(bytes) = content {
-                memory.copy_to_slot(slot, offset(pages.start), bytes)?;
+                write(offset(pages.start), bytes)?;
             }
         }
         for page in self.to_clear.iter().cloned().flatten() {
             for piece in (offset(page)..offset(page + 1)).step_by(LEAF_PAGE) {
-                memory.copy_to_slot(slot, piece, &[0; LEAF_PAGE])?;
+                write(piece, &[0; LEAF_PAGE])?;
             }
         }
         Ok(())
