@@ -180,6 +180,15 @@ impl Drop for Line {
     }
 }
 
+/// Ends the thread that reads a channel when it is dropped. That thread is waited for, so a side that panics has to end it as well.
+pub(super) struct Farewell(pub(super) Handle);
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        self.0.shutdown();
+    }
+}
+
 /// A frame that was begun is ended whatever happens, or the channel with it.
 fn lock(writer: &Mutex<FrameWriter>) -> MutexGuard<'_, FrameWriter> {
     writer.lock().unwrap_or_else(PoisonError::into_inner)

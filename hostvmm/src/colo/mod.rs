@@ -29,7 +29,6 @@ mod secondary;
 mod tests;
 mod vm;
 mod voice;
-mod watch;
 
 use std::fmt;
 

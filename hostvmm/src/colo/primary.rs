@@ -2,7 +2,7 @@
 //!
 //! One thread does it all and waits for nothing but its queue: it compares outputs and releases them, sends pages into the
 //! cache piece by piece between other work, makes checkpoints, and claims the outlet. What it decides, [`PrimaryMachine`]
-//! decides. A thread reads the channel, one beats, one waits for the guest's output.
+//! decides. A thread reads the channel, one beats; the guest's tap tells of output.
 
 mod checkpoint;
 mod meeting;
@@ -11,7 +11,7 @@ mod speaking;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use super::compare::Compare;
 use super::error::ColoError;
 use super::faults::ColoBoundary;
 use super::info::{Cause, ColoPhase, Divergence, ExitReason, Held};
-use super::link::{Event, Line, Peer, events, is_cancelled, listen};
+use super::link::{Event, Farewell, Line, Peer, events, is_cancelled, listen};
 use super::monitor::{ColoMonitor, Ending};
 use super::outlet::OutletError;
 use super::output::Positions;
@@ -31,7 +31,7 @@ use super::pages::{self, DirtyPages};
 use super::protocol::{PrimaryAction, PrimaryEvent, PrimaryMachine, PrimaryState};
 use super::vm::ColoVm;
 use super::voice::Voice;
-use super::{Outcome, Side, watch};
+use super::{Outcome, Side};
 use crate::memory::SlotId;
 use crate::migrate::digest::Leaves;
 use crate::migrate::frames::FrameReader;
@@ -80,20 +80,17 @@ pub fn protect(vm: &dyn ColoVm, peer: &Peer, voice: &mut Voice, monitor: &ColoMo
         Err(unmet) => return unpaired(vm, monitor, unmet),
     };
     let reader = primary.reader.take();
-    let watcher = watch::Watcher::new(vm.output());
+    let looks = sender.clone();
+    // A full queue is looked at soon enough.
+    let _watch = vm.output().watch(move || drop(looks.try_send(Event::Look)));
     thread::scope(|scope| {
-        let farewell = watch::Farewell { channel: primary.line.handle(), watcher: &watcher };
+        let farewell = Farewell(primary.line.handle());
         if let Some(reader) = reader {
-            let sender = sender.clone();
             scope.spawn(move || listen(reader, &sender, |message, bytes, _| take(message, bytes)));
         }
-        let (more, taken) = sync_channel(1);
-        let watched = &watcher;
-        scope.spawn(move || watched.run(&sender, &taken));
-        let outcome = primary.run(&queue, &more);
+        let outcome = primary.run(&queue);
         primary.line.hang_up();
         drop(farewell);
-        drop(more);
         // Whoever waits for room in the queue finds it.
         while queue.try_recv().is_ok() {}
         drop(queue);
@@ -233,7 +230,7 @@ impl<'a> Primary<'a> {
         })
     }
 
-    fn run(&mut self, queue: &Receiver<Event>, more: &SyncSender<()>) -> Outcome {
+    fn run(&mut self, queue: &Receiver<Event>) -> Outcome {
         while self.ending.is_none() {
             match queue.recv_timeout(self.patience()) {
                 Ok(event) => self.hear(event),
@@ -246,9 +243,7 @@ impl<'a> Primary<'a> {
                 self.hear(event);
             }
             self.obey();
-            if self.speak() {
-                let _ = more.try_send(());
-            }
+            self.speak();
             self.tick();
         }
         // A log that cannot be stopped costs time and nothing else.

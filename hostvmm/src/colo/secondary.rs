@@ -7,7 +7,7 @@ mod checkpoint;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use super::cache::RamCache;
 use super::error::ColoError;
 use super::faults::ColoBoundary;
 use super::info::{ColoPhase, ExitReason};
-use super::link::{Event, Line, accept, events, is_cancelled, listen};
+use super::link::{Event, Farewell, Line, accept, events, is_cancelled, listen};
 use super::monitor::{ColoMonitor, Ending};
 use super::outlet::OutletError;
 use super::output::Positions;
@@ -27,7 +27,7 @@ use super::primary::in_parts;
 use super::protocol::{SecondaryAction, SecondaryEvent, SecondaryMachine, SecondaryState};
 use super::vm::ColoVm;
 use super::voice::Voice;
-use super::{Outcome, Side, watch};
+use super::{Outcome, Side};
 use crate::migrate::MigrateError;
 use crate::migrate::frames::{FrameReader, FrameWriter};
 use crate::migrate::pages::Unpacker;
@@ -69,11 +69,12 @@ pub fn shadow(vm: &dyn ColoVm, mut listener: Listener, voice: &mut Voice, monito
     // Nobody else may come.
     drop(listener);
     let reader = secondary.reader.take();
-    let watcher = watch::Watcher::new(vm.output());
+    let looks = sender.clone();
+    // A full queue is looked at soon enough.
+    let _watch = vm.output().watch(move || drop(looks.try_send(Event::Look)));
     thread::scope(|scope| {
-        let farewell = watch::Farewell { channel: secondary.line.handle(), watcher: &watcher };
+        let farewell = Farewell(secondary.line.handle());
         if let Some(reader) = reader {
-            let sender = sender.clone();
             let mut arrivals = Arrivals {
                 cache: Arc::clone(&secondary.cache),
                 unpacker: Unpacker::new(secondary.offer.description.geometry()),
@@ -85,13 +86,9 @@ pub fn shadow(vm: &dyn ColoVm, mut listener: Listener, voice: &mut Voice, monito
                 listen(reader, &sender, |message, bytes, reader| arrivals.take(message, bytes, reader));
             });
         }
-        let (more, taken) = sync_channel(1);
-        let watched = &watcher;
-        scope.spawn(move || watched.run(&sender, &taken));
-        let outcome = secondary.run(&queue, &more);
+        let outcome = secondary.run(&queue);
         secondary.line.hang_up();
         drop(farewell);
-        drop(more);
         // Whoever waits for room in the queue finds it.
         while queue.try_recv().is_ok() {}
         drop(queue);
@@ -255,7 +252,7 @@ struct Secondary<'a> {
 }
 
 impl Secondary<'_> {
-    fn run(&mut self, queue: &Receiver<Event>, more: &SyncSender<()>) -> Outcome {
+    fn run(&mut self, queue: &Receiver<Event>) -> Outcome {
         while self.ending.is_none() {
             match queue.recv_timeout(self.patience()) {
                 Ok(event) => self.hear(event),
@@ -263,11 +260,10 @@ impl Secondary<'_> {
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             self.obey();
-            if self.ending.is_none() {
-                if let Err(error) = self.tell_output() {
-                    self.lose(error);
-                }
-                let _ = more.try_send(());
+            if self.ending.is_none()
+                && let Err(error) = self.tell_output()
+            {
+                self.lose(error);
             }
             if self.ending.is_none() && self.machine.state() == SecondaryState::Claiming {
                 self.claim();

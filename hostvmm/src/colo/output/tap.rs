@@ -12,8 +12,9 @@
 //! be paused meanwhile.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{Positions, Record, StreamId};
@@ -30,7 +31,9 @@ struct Queue {
     bytes: usize,
     positions: Positions,
     times_full: u64,
-    woken: bool,
+    looker: Looker,
+    /// The looker was told since something was taken the last time.
+    told: bool,
     /// Nobody waits for room: the machine is being paused or stopped.
     pausing: bool,
 }
@@ -38,6 +41,26 @@ struct Queue {
 impl Queue {
     fn is_full(&self) -> bool {
         self.on && (self.records.len() >= MAX_RECORDS || self.bytes >= MAX_BYTES)
+    }
+}
+
+/// Whom a tap tells that there is something to take.
+#[derive(Clone, Default)]
+struct Looker(Option<Arc<dyn Fn() + Send + Sync>>);
+
+impl fmt::Debug for Looker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Looker(..)" } else { "Looker(None)" })
+    }
+}
+
+/// A looker is told until this is dropped.
+#[derive(Debug)]
+pub(in crate::colo) struct Watch<'a>(&'a Tap);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        self.0.lock().looker = Looker::default();
     }
 }
 
@@ -77,24 +100,31 @@ impl Tap {
     pub fn take(&self) -> Vec<Record> {
         let mut queue = self.lock();
         let records = std::mem::take(&mut queue.records);
-        queue.bytes = 0;
+        (queue.bytes, queue.told) = (0, false);
         self.update(queue);
         records.into()
     }
 
     /// Waits until there is something to take, at most for `timeout`; whether there is.
     pub fn wait(&self, timeout: Duration) -> bool {
-        let idle = |queue: &mut Queue| queue.records.is_empty() && !queue.woken;
-        let waited = self.arrived.wait_timeout_while(self.lock(), timeout, idle);
-        let mut queue = waited.unwrap_or_else(PoisonError::into_inner).0;
-        queue.woken = false;
-        !queue.records.is_empty()
+        let waited = self.arrived.wait_timeout_while(self.lock(), timeout, |queue| queue.records.is_empty());
+        !waited.unwrap_or_else(PoisonError::into_inner).0.records.is_empty()
     }
 
-    /// Ends the current [`Self::wait`], or the next one.
-    pub fn wake(&self) {
-        self.lock().woken = true;
-        self.arrived.notify_all();
+    /// Calls `look` when there is something to take, and then not again before something was taken: at once if there is already, else
+    /// from the thread of the vCPU that emits it. So `look` is to return soon, and a thread that waits for other things as well is
+    /// woken by nobody in between.
+    pub(in crate::colo) fn watch(&self, look: impl Fn() + Send + Sync + 'static) -> Watch<'_> {
+        let look: Arc<dyn Fn() + Send + Sync> = Arc::new(look);
+        let mut queue = self.lock();
+        queue.looker = Looker(Some(Arc::clone(&look)));
+        queue.told = !queue.records.is_empty();
+        let is_told = queue.told;
+        drop(queue);
+        if is_told {
+            look();
+        }
+        Watch(self)
     }
 
     /// How far each stream is, what was not fetched yet included.
@@ -107,7 +137,7 @@ impl Tap {
     pub fn set_positions(&self, positions: Positions) {
         let mut queue = self.lock();
         queue.records.clear();
-        queue.bytes = 0;
+        (queue.bytes, queue.told) = (0, false);
         queue.positions = positions;
         self.update(queue);
     }
@@ -135,8 +165,12 @@ impl Tap {
         if queue.is_full() && !self.full.swap(true, Ordering::AcqRel) {
             queue.times_full += 1;
         }
+        let looker = if std::mem::replace(&mut queue.told, true) { Looker::default() } else { queue.looker.clone() };
         drop(queue);
         self.arrived.notify_all();
+        if let Looker(Some(look)) = looker {
+            look();
+        }
         Ok(())
     }
 
@@ -164,7 +198,7 @@ impl Tap {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::atomic::AtomicU64;
 
     use super::*;
 
@@ -236,9 +270,27 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_is_ended_from_outside() {
+    fn a_looker_is_told_once_until_something_was_taken() {
         let tap = Tap::default();
-        tap.wake();
-        assert!(!tap.wait(Duration::MAX));
+        tap.start();
+        tap.capture(LINK, vec![1]).unwrap();
+        let told = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&told);
+        let watch = tap.watch(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        let told = || told.load(Ordering::Relaxed);
+        assert_eq!(told(), 1, "of what there was");
+        tap.capture(LINK, vec![2]).unwrap();
+        assert_eq!((told(), tap.take().len()), (1, 2));
+        tap.capture(LINK, vec![3]).unwrap();
+        assert_eq!(told(), 2);
+        tap.set_positions(Positions::default());
+        tap.capture(LINK, vec![4]).unwrap();
+        assert_eq!(told(), 3, "what it was told of is gone");
+        drop(watch);
+        tap.take();
+        tap.capture(LINK, vec![5]).unwrap();
+        assert_eq!(told(), 3);
     }
 }

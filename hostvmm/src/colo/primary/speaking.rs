@@ -12,15 +12,15 @@ use crate::colo::protocol::{PrimaryEvent, PrimaryState};
 use crate::colo::{Ending, Side};
 
 impl Primary<'_> {
-    /// Takes what the guest emitted, unless the outlet keeps it waiting; and releases what may be seen. Whether it took.
-    pub(super) fn speak(&mut self) -> bool {
+    /// Takes what the guest emitted, unless the outlet keeps it waiting; and releases what may be seen.
+    pub(super) fn speak(&mut self) {
         if self.ending.is_some() || self.machine.state() == PrimaryState::Claiming {
-            return false;
+            return;
         }
         let has_room = !self.voice.is_full() && !self.compare.is_full();
         if has_room && let Err(error) = self.take_output() {
             self.lose(error);
-            return false;
+            return;
         }
         let mut released = Vec::new();
         if self.offer.compare && self.machine.may_compare() {
@@ -32,9 +32,7 @@ impl Primary<'_> {
         }
         if let Some(event) = self.release(released) {
             self.feed(event);
-            return false;
         }
-        has_room
     }
 
     pub(super) fn take_output(&mut self) -> Result<(), ColoError> {
