@@ -57,9 +57,9 @@ impl RamCache {
         let unpacked = unpacker.unpack(batch, payload, Some(&self.memory), &self.leaves)?;
         // In the first pass everything comes, later on what the guest has written again.
         if batch.pass == 0 {
-            unpacked.write(&self.memory)?
+            unpacked.write(&self.memory)?;
         } else {
-            unpacked.overwrite(&self.memory)?
+            unpacked.overwrite(&self.memory)?;
         }
         let mut arrived = self.arrived();
         let slot = &mut arrived.pass[batch.slot.index()];
