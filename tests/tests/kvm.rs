@@ -29,9 +29,17 @@ const CPU_ARCHITECTURES: [&str; 2] = ["aarch64", "armv7"];
 /// A small machine for migrations, on huge pages or not.
 const SMALL: &str = "--accel kvm --ram 32M --vcpus 2";
 /// What its guest writes without end. An AArch32 guest takes no interrupt, so neither sleeps nor has a heartbeat: QEMU's
-/// translator loses SPSR_irq where an interrupt's first store traps to EL2 (docs/kvm.md).
+/// translator loses SPSR_irq where an interrupt's handler traps to EL2 (docs/kvm.md).
 const WRITES: &str = "--workload dirtyram:pages=1024,step=32,sleep_ms=5";
 const WRITES_ARMV7: &str = "--arch armv7 --heartbeat off --workload dirtyram:pages=1024,step=32";
+/// A smaller one for pairs, both of whose guests run on the one CPU.
+const PAIR: &str = "--accel kvm --ram 16M --region-size 2M --interval 100";
+const PAIR_WRITES: &str = "--workload dirtyram:pages=512,step=16,sleep_ms=1";
+const PAIR_WRITES_ARMV7: &str = "--arch armv7 --heartbeat off --workload dirtyram:pages=512,step=16";
+/// Checkpoints of a pair.
+const CHECKPOINTS: usize = 8;
+/// Where a side of a pair is lost, and how.
+const LOST: &str = "primary-loaded=kill,secondary-received=stop,primary-requested=cut";
 /// Seconds for everything in the guest: several times what it takes on two idle CPUs.
 const TIMEOUT_SECONDS: &str = "900";
 
@@ -109,6 +117,21 @@ fn migrations() -> Vec<(&'static str, String)> {
     ]
 }
 
+/// COLO pairs with their names.
+fn pairs() -> Vec<(String, String)> {
+    let mut pairs = Vec::new();
+    for (arch, writes) in [("a64", PAIR_WRITES), ("armv7", PAIR_WRITES_ARMV7)] {
+        for vcpus in [1, 4] {
+            for lost in ["primary", "secondary"] {
+                let options = format!("--vcpus {vcpus} --checkpoints {CHECKPOINTS} --failover {lost}");
+                pairs.push((format!("colo-{arch}-{vcpus}-{lost}"), format!("colo {PAIR} {writes} {options}")));
+            }
+        }
+    }
+    pairs.push(("colo-kills".to_owned(), format!("colo {PAIR} {PAIR_WRITES} --vcpus 4 --kills {LOST}")));
+    pairs
+}
+
 /// What the guest runs; each command leaves its output and its exit code.
 fn script() -> String {
     let mut script = "test -c /dev/kvm || exit 1\n\
@@ -121,6 +144,9 @@ fn script() -> String {
     }
     for (name, arguments) in migrations() {
         script += &format!("job {name} timeout -s KILL 180 hostvmm verify {arguments} --json {name}.json\n");
+    }
+    for (name, arguments) in pairs() {
+        script += &format!("job {name} timeout -s KILL 120 hostvmm verify {arguments} --json {name}.json\n");
     }
     for arch in CPU_ARCHITECTURES {
         let options = format!("--arch {arch} --count {CPU_BLOCKS} --json cpu-{arch}.json");
@@ -198,6 +224,32 @@ fn guests_move_between_machines_on_kvm_and_cancelled_migrations_leave_no_trace()
                 };
                 assert!(cancels.iter().all(unseen), "{name}: {migration}");
             }
+        }
+    }
+}
+
+#[test]
+fn pairs_on_kvm_are_exact_and_either_side_goes_on_alone() {
+    let Some(out) = boot_or_skip() else { return };
+    for (name, arguments) in pairs() {
+        if arguments.contains("armv7") && out.join("no-armv7").exists() {
+            println!("skipped: {name}: the compiler has no target armv7a-none-eabi");
+            continue;
+        }
+        let (code, output) = job(out, &name);
+        assert_eq!(code, 0, "{name}:\n{output}");
+        let text = fs::read(out.join(format!("{name}.json"))).unwrap();
+        let ledger: Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!((&ledger["verdict"], &ledger["accelerator"]), (&"pass".into(), &"kvm".into()), "{name}");
+        let colo = &ledger["colo"];
+        if arguments.contains("--kills") {
+            let kills = colo["kills"].as_array().unwrap();
+            assert_eq!(kills.len(), LOST.split(',').count(), "{name}: {colo}");
+            assert!(kills.iter().all(|kill| kill["verified"] == true), "{name}: {colo}");
+        } else {
+            let survivor = if name.ends_with("-primary") { "secondary" } else { "primary" };
+            assert_eq!((&colo["side"], &colo["phase"]), (&survivor.into(), &"alone".into()), "{name}: {colo}");
+            assert!(colo["rounds"].as_array().unwrap().len() >= CHECKPOINTS, "{name}: {colo}");
         }
     }
 }
