@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use abi::Arch;
 use serde::Serialize;
 
-use crate::backend::{why_no_kvm, why_no_kvm_guest, why_no_kvm_log};
+use crate::backend::{try_log_with_walker, why_no_kvm, why_no_kvm_guest, why_no_kvm_log};
 use crate::dirty::{DirtyLogKind, PagemapScanLog};
 use crate::memory::{Backing, host_page_bytes};
 use crate::report::Verdict;
@@ -36,6 +36,9 @@ struct Findings {
     kvm_guests: Vec<Offer>,
     dirty_logs: Vec<Offer>,
     backings: Vec<Offer>,
+    /// Logs of KVM's that lose no write on huge pages whose guest's table walker writes; those that could be tried.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    logs_on_blocks: Vec<Offer>,
 }
 
 /// Something that a run may ask for.
@@ -93,6 +96,12 @@ impl Findings {
             ("thp", Backing::Thp),
             ("hugetlb", Backing::Hugetlb { page_bytes: None }),
         ];
+        let on_blocks = |kind: DirtyLogKind| {
+            let log = kind.kvm_log().filter(|log| why_no_kvm_log(*log).is_none())?;
+            let tried = try_log_with_walker(log)?;
+            Some(Offer::new(kind.name(), tried.err().map(|flaw| flaw.to_string())))
+        };
+        let has_thp = Backing::Thp.check(&[1, 1]).is_ok();
         Self {
             schema: SCHEMA,
             arch: std::env::consts::ARCH,
@@ -103,6 +112,7 @@ impl Findings {
             kvm_guests: [Arch::Aarch64, Arch::Armv7].map(guest).into(),
             dirty_logs: DirtyLogKind::ALL.into_iter().map(log).collect(),
             backings: backings.into_iter().map(backing).collect(),
+            logs_on_blocks: DirtyLogKind::ALL.into_iter().filter(|_| has_thp).filter_map(on_blocks).collect(),
         }
     }
 }
@@ -116,7 +126,11 @@ impl fmt::Display for Findings {
             ("guests on kvm", &self.kvm_guests),
             ("dirty logs", &self.dirty_logs),
             ("memory", &self.backings),
+            ("dirty logs that lose no write to thp", &self.logs_on_blocks),
         ] {
+            if offers.is_empty() {
+                continue;
+            }
             writeln!(f, "{what}:")?;
             for Offer { name, available, reason } in offers {
                 let mark = if *available { "yes" } else { "no" };

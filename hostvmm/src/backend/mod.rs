@@ -39,6 +39,7 @@ mod state_conformance;
 mod state_guest;
 #[cfg(test)]
 pub(crate) mod store_guest;
+mod walker;
 
 use std::fmt;
 use std::sync::Arc;
@@ -49,6 +50,7 @@ use abi::{Arch, Gpa, GuestRange};
 pub use self::dump::VcpuDump;
 pub use self::gic_state::{GicKey, GicState, PrivateInterrupts};
 pub use self::skewed::{Skew, Skewed};
+pub use self::walker::{WalkerFlaw, try_log as try_log_with_walker};
 use crate::machine::{BuildError, Layout, MachineConfig, Start};
 use crate::memory::{GuestMemory, Size, SlotId};
 
