@@ -9,12 +9,12 @@ use super::heartbeat::{Arrival, Departure};
 use super::log::LogUser;
 use super::sections::Luggage;
 use super::{End, Instance, InstanceError, Order, constants, lock, tell};
-use crate::backend::Accelerator;
+use crate::backend::{Accelerator, try_log_with_walker};
 use crate::control::types::RunState;
 use crate::cpustate;
 use crate::dirty::PageBitmap;
 use crate::machine::state::{CounterState, MachineState, Translations};
-use crate::memory::{GuestMemory, SlotId};
+use crate::memory::{Backing, GuestMemory, SlotId};
 use crate::migrate::transport::tls::Role;
 use crate::migrate::transport::{TlsCreds, TransportError, Uri};
 use crate::migrate::wire::{Description, Section};
@@ -207,6 +207,17 @@ impl SourceVm for Instance {
 
     fn log_page_bytes(&self) -> u64 {
         self.machine.vm().log_page_bytes()
+    }
+
+    fn log_name(&self) -> String {
+        self.spec.logs.iter().map(|log| log.name()).collect::<Vec<_>>().join(",")
+    }
+
+    fn log_flaw(&self) -> Option<String> {
+        let machine = &self.spec.machine;
+        // Memory on base pages has no blocks: what it loses is lost otherwise.
+        let has_blocks = machine.accelerator == Accelerator::Kvm && machine.backing != Backing::Memfd;
+        Some(has_blocks.then(|| try_log_with_walker(machine.kvm_log))??.err()?.to_string())
     }
 
     fn start_log(&self) -> Result<(), VmError> {

@@ -6,7 +6,7 @@
 //!
 //! [`Leaves`] keeps the leaf of every page as it was last sent or received. The sum over it moves with each page, so that
 //! at the end both sides can compare what was sent with what was received at no cost ([`Leaves::digest`]), and what was sent
-//! with what is in memory ([`memory_digest`]), which finds a page that the dirty log lost ([`Leaves::first_other`]).
+//! with what is in memory ([`memory_digest`]), which finds a page that the dirty log lost ([`Leaves::others`]).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -94,20 +94,20 @@ impl Leaves {
         SlotId::ALL.map(|slot| self.slots[slot.index()].sum.load(Ordering::Acquire))
     }
 
-    /// The first page of `slot` that is not in memory as it was last sent or received.
+    /// The pages of `slot` that are not in memory as they were last sent or received, in ascending order.
     ///
     /// # Errors
-    /// [`MemoryError::Io`] where memory cannot be searched for holes.
-    pub(crate) fn first_other(&self, memory: &GuestMemory, slot: SlotId) -> Result<Option<Gpa>, MemoryError> {
+    /// [`MemoryError::OutOfSlot`] if the memory is another than that these are of.
+    pub(crate) fn others(&self, memory: &GuestMemory, slot: SlotId) -> Result<Vec<Gpa>, MemoryError> {
         let SlotLeaves { base, leaves, .. } = &self.slots[slot.index()];
-        let mut page = [0; PAGE];
+        let (mut others, mut page) = (Vec::new(), [0; PAGE]);
         for (known, index) in leaves.iter().zip(0_u64..) {
             memory.copy_from_slot(slot, index * PAGE_BYTES, &mut page)?;
             if leaf_of(&page) != known.load(Ordering::Relaxed) {
-                return Ok(Some(gpa(*base, index)));
+                others.push(gpa(*base, index));
             }
         }
-        Ok(None)
+        Ok(others)
     }
 
     fn term(&self, leaf: u64, gpa: Gpa) -> u64 {
@@ -245,18 +245,19 @@ mod tests {
                 leaves.set(slot, page, &[leaf_of(&[byte; PAGE])], pass);
             }
             prop_assert_eq!(leaves.digest(), memory_digest(&memory, salt).unwrap());
-            prop_assert_eq!(leaves.first_other(&memory, SlotId::Ram).unwrap(), None);
+            prop_assert_eq!(leaves.others(&memory, SlotId::Ram).unwrap(), []);
         }
     }
 
     #[test]
-    fn a_page_that_was_not_sent_is_found() {
+    fn pages_that_were_not_sent_are_found() {
         let memory = memory();
         let leaves = Leaves::new(&memory, 7);
         fill(&memory, SlotId::Region, 9, 1);
+        fill(&memory, SlotId::Region, 11, 1);
         assert_ne!(leaves.digest(), memory_digest(&memory, 7).unwrap());
-        let found = leaves.first_other(&memory, SlotId::Region).unwrap();
-        assert_eq!(found, map::REGION_BASE.checked_add(9 * PAGE_BYTES));
+        let found = leaves.others(&memory, SlotId::Region).unwrap();
+        assert_eq!(found, [9, 11].map(|page| gpa(map::REGION_BASE, page)));
     }
 
     #[test]

@@ -3,10 +3,9 @@
 use std::io;
 use std::time::Duration;
 
-use abi::Gpa;
-
 use super::clock::HostTime;
 use super::file::FileError;
+use super::lost::LostPages;
 use super::monitor::{MonitorError, PlantedFailure};
 use super::pages::PageError;
 use super::phase::Cancelled;
@@ -102,7 +101,7 @@ pub enum MigrateError {
     /// The two memories differ.
     #[error(
         "the {slot} differs: its digest is {source_has:#x} at the source and {destination_has:#x} at the destination{}",
-        lost.map_or(String::new(), |page| format!("; the first page that was written and not sent is at {page}"))
+        lost.as_ref().map_or(String::new(), |lost| format!("; {lost}"))
     )]
     MemoryDigest {
         /// Which slot.
@@ -111,8 +110,8 @@ pub enum MigrateError {
         source_has: u64,
         /// The destination's digest.
         destination_has: u64,
-        /// The first page that is not in the source's memory as it was last sent, where the source looked.
-        lost: Option<Gpa>,
+        /// The pages that are not in the source's memory as they were last sent, where the source looked.
+        lost: Option<Box<LostPages>>,
     },
     /// A machine could not do its part.
     #[error(transparent)]

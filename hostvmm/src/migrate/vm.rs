@@ -61,6 +61,14 @@ pub trait SourceVm: Send + Sync {
     /// Bytes of a page of the dirty log, which is the page that is sent.
     fn log_page_bytes(&self) -> u64;
 
+    /// The dirty log's name.
+    fn log_name(&self) -> String;
+
+    /// How the log loses writes on this host, where that is known. Asked for once it has lost one: it may take milliseconds.
+    fn log_flaw(&self) -> Option<String> {
+        None
+    }
+
     /// Starts logging writes to all slots, with every page clean.
     ///
     /// # Errors

@@ -148,8 +148,8 @@ impl Primary<'_> {
     /// What the secondary found wrong with checkpoint `n`, and what this side can say about it.
     pub(super) fn inexact(&self, n: u64, text: Text) -> ColoError {
         let lost = SlotId::ALL.into_iter().find_map(|slot| {
-            let page = self.leaves.first_other(self.vm.memory(), slot).ok().flatten();
-            page.filter(|_| self.is_paused).map(|page| (slot, page))
+            let pages = self.leaves.others(self.vm.memory(), slot).unwrap_or_default();
+            pages.first().filter(|_| self.is_paused).map(|page| (slot, *page))
         });
         match lost {
             Some((slot, page)) => ColoError::Unlogged { n, slot, page, text },

@@ -15,6 +15,7 @@ use crate::migrate::digest::{SlotDigests, file_digest, memory_digest_unless};
 use crate::migrate::error::MigrateError;
 use crate::migrate::faults::Boundary;
 use crate::migrate::info::{DigestReport, DowntimeSplit};
+use crate::migrate::lost::LostPages;
 use crate::migrate::parameters::DigestMode;
 use crate::migrate::phase::{Active, Cancelled, Device, Stage};
 use crate::migrate::vm::Moment;
@@ -93,7 +94,7 @@ pub(super) fn move_the_rest<'m>(out: &mut Outgoing<'_>, stopped: Stopped<'m>) ->
     out.peer.send(&Message::Digest(Some(digests)))?;
     out.monitor.at(Boundary::SourceDigest)?;
     let digested = HostTime::now();
-    let loaded = out.wait_for_loaded(patience)?;
+    let loaded = out.wait_for_loaded(patience).map_err(|error| out.or_lost(digests, error))?;
     let ready = HostTime::now();
     let received = loaded.digests.unwrap_or_default();
     out.compare(digests, received)?;
@@ -145,13 +146,32 @@ impl Outgoing<'_> {
         }
     }
 
+    /// The pages of `slot` that were written and not sent. The guest stands still.
+    fn lost(&self, slot: SlotId) -> Result<Option<LostPages>, MigrateError> {
+        let vm = self.hold.vm;
+        let others = self.leaves.others(vm.memory(), slot)?;
+        if others.is_empty() {
+            return Ok(None);
+        }
+        Ok(LostPages::of(others, vm.memory().backing().block_bytes(), vm.log_name(), vm.log_flaw()))
+    }
+
+    /// The destination has refused for `error`, where memory has `digests`: that pages were never sent, if so.
+    fn or_lost(&self, digests: SlotDigests, error: MigrateError) -> MigrateError {
+        let sends_all = self.parameters.x_digest == DigestMode::Full && !self.features.has(Features::SHARED_MEMORY);
+        match self.compare(digests, self.leaves.digest()) {
+            Err(lost @ MigrateError::MemoryDigest { .. }) if sends_all => lost,
+            _ => error,
+        }
+    }
+
     /// The destination's digests must be ours.
     pub(super) fn compare(&self, ours: SlotDigests, theirs: SlotDigests) -> Result<(), MigrateError> {
         for slot in SlotId::ALL {
             let (source_has, destination_has) = (ours[slot.index()], theirs[slot.index()]);
             if source_has != destination_has {
                 let is_shared = self.features.has(Features::SHARED_MEMORY);
-                let lost = if is_shared { None } else { self.leaves.first_other(self.hold.vm.memory(), slot)? };
+                let lost = if is_shared { None } else { self.lost(slot)?.map(Box::new) };
                 return Err(MigrateError::MemoryDigest { slot, source_has, destination_has, lost });
             }
         }

@@ -286,6 +286,10 @@ impl SourceVm for TestVm {
         host_page_bytes()
     }
 
+    fn log_name(&self) -> String {
+        "of the test".to_owned()
+    }
+
     fn start_log(&self) -> Result<(), VmError> {
         self.fail("start the log")?;
         let mut state = self.state.lock().unwrap();
