@@ -99,7 +99,6 @@ fn migrations() -> Vec<(&'static str, String)> {
     vec![
         ("migrate-a64", format!("migrate {SMALL} {WRITES} {few}")),
         ("migrate-mixed", format!("migrate {SMALL} --workload mixed --backing memfd --digest deferred {few}")),
-        ("migrate-thp", format!("migrate {SMALL} {WRITES} --backing thp --digest deferred {few}")),
         ("migrate-stops", format!("migrate {SMALL} {WRITES} {few} --counter stops")),
         ("migrate-armv7", format!("migrate {SMALL} {WRITES_ARMV7} {few}")),
         (
