@@ -16,8 +16,8 @@ use crate::vmm::Program;
 const RAM_MIB: u64 = 16;
 const REGION_MIB: u64 = 240;
 const PAGE_BYTES: u64 = 4096;
-/// Milliseconds for which the guest runs between two checkpoints: long enough for all of its pages.
-const INTERVAL_MS: u64 = 2;
+/// Percent of its memory for which a guest is given a millisecond between two checkpoints, at least one: it writes faster.
+const SHARE_A_MS: u64 = 2;
 /// Checkpoints at first that are not counted: the guest's memory has been sent, and what comes next is as it stays.
 const WARM: u64 = 5;
 
@@ -30,6 +30,8 @@ pub(super) const PARTS: [&str; 10] =
 pub(crate) struct Rate {
     /// Percent of the guest's memory that it writes again and again.
     pub(crate) share: u64,
+    /// Milliseconds for which it runs between two.
+    pub(crate) interval_ms: u64,
     /// What is digested: `full` or `deferred`.
     pub(crate) digest: String,
     /// How many were counted.
@@ -83,7 +85,8 @@ pub(super) fn measure(
     .map(str::to_owned);
     let name = format!("rate-{share}-{digest}");
     let mut guest = Guest::start(program, &options, &name, files)?;
-    let parameters = json!({ "x-checkpoint-delay": INTERVAL_MS, "x-colo-digest": digest });
+    let interval_ms = (share / SHARE_A_MS).max(1);
+    let parameters = json!({ "x-checkpoint-delay": interval_ms, "x-colo-digest": digest });
     let secondary = guest.protect(&parameters)?;
     let mut rounds: Vec<CheckpointEntry> = Vec::new();
     wait(&mut guest.vm, "checkpoints", |vm| {
@@ -103,6 +106,7 @@ pub(super) fn measure(
     let is_exact = |round: &&CheckpointEntry| round.flushed == round.union() && (digest != "full" || round.is_equal());
     Ok(Rate {
         share,
+        interval_ms,
         digest: digest.to_owned(),
         checkpoints: rounds.len(),
         per_s: rounds.len() as f64 / seconds,

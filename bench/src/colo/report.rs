@@ -125,22 +125,20 @@ impl fmt::Display for Report {
             speeds(Speed::of_idle),
             speeds(|speed| speed.compared_per_s),
         )?;
-        writeln!(f, "checkpoints of a 256 MiB guest, one after the other; the stop and its parts in ms")?;
-        write!(f, "{:>5} {:<9} {:>7} {:>7} {:>8} {:>8}", "share", "digest", "a sec.", "pages", "stop", "longest")?;
+        writeln!(
+            f,
+            "checkpoints of a 256 MiB guest, which runs for \"runs\" between two; that, the stop and its parts in ms"
+        )?;
+        write!(f, "{:>5} {:<9} {:>5} {:>7} {:>7}", "share", "digest", "runs", "a sec.", "pages")?;
+        write!(f, " {:>8} {:>8}", "stop", "longest")?;
         PARTS.iter().try_for_each(|part| write!(f, " {part:>8}"))?;
         writeln!(f)?;
         for rate in &self.rates {
             let share = format!("{} %", rate.share);
             let ms = |us: f64| us / 1e3;
-            write!(
-                f,
-                "{share:>5} {:<9} {:>7.1} {:>7} {:>8.2} {:>8.2}",
-                rate.digest,
-                rate.per_s,
-                rate.primary_dirty,
-                ms(rate.stop_us),
-                ms(rate.stop_most_us)
-            )?;
+            let Rate { digest, interval_ms, per_s, primary_dirty, stop_us, stop_most_us, .. } = rate;
+            write!(f, "{share:>5} {digest:<9} {interval_ms:>5} {per_s:>7.1} {primary_dirty:>7}")?;
+            write!(f, " {:>8.2} {:>8.2}", ms(*stop_us), ms(*stop_most_us))?;
             for part in PARTS {
                 write!(f, " {:>8.3}", ms(rate.split_us.get(part).copied().unwrap_or_default()))?;
             }
