@@ -1,4 +1,4 @@
-//! Two processes made a pair: [`Pair`], with the outlet that both know; and what a side shows of it.
+//! Two processes made a pair: a [`Guest`] that is given a secondary, with the outlet that both know; and what a side shows of it.
 
 use std::io;
 use std::path::Path;
