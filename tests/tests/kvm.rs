@@ -108,6 +108,7 @@ fn migrations() -> Vec<(&'static str, String)> {
         ("chain-a64", format!("chain {SMALL} {WRITES} --hops 3 --downtime-limit 5000")),
         ("chain-armv7", format!("chain {SMALL} {WRITES_ARMV7} --hops 2 --downtime-limit 5000")),
         ("cancel-a64", format!("cancel {SMALL} {WRITES} {moments} --downtime-limit 5000")),
+        ("cancel-armv7", format!("cancel {SMALL} {WRITES_ARMV7} --at 20,source-stopped --downtime-limit 5000")),
         (
             "cancel-hugetlb",
             format!("cancel {SMALL} {WRITES} --backing hugetlb:2M --at 20,source-pass-0-end --downtime-limit 5000"),

@@ -3,13 +3,14 @@
 //!
 //! A file that comes from outside is believed nothing: it must be a memfd (or the very file that this machine was told to
 //! share), of exactly the slot's size, and sealed so that it cannot shrink: an access past its end would kill this
-//! process. Afterwards both processes see the same bytes, so only one of them may run the guest.
+//! process. Afterwards both processes see the same bytes, so only one of them may run the guest; the one that took it over says
+//! so in the file itself before it does ([`GuestMemory::note_run`]), which a process that is killed cannot take back.
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
 
-use rustix::fs::{SealFlags, fcntl_get_seals};
+use rustix::fs::{Mode, SealFlags, fchmod, fcntl_get_seals, fstat};
 
 use super::{GuestMemory, SlotId};
 use crate::memory::Backing;
@@ -65,7 +66,37 @@ pub enum AdoptionError {
     },
 }
 
+/// Set on the RAM's file once its guest may have run where it was taken over: the sticky bit, which means nothing to a file in
+/// memory, and outlives whoever has set it.
+const HAS_RUN: Mode = Mode::SVTX;
+
 impl GuestMemory {
+    /// Notes, for every process that has this memory's files, whether the guest may have run in the process that took them over.
+    ///
+    /// # Errors
+    /// [`AdoptionError`] where no file holds it, or the kernel refuses.
+    pub fn note_run(&self, has_run: bool) -> Result<(), AdoptionError> {
+        let mode = Mode::RUSR | Mode::WUSR | if has_run { HAS_RUN } else { Mode::empty() };
+        fchmod(self.files()?[SlotId::Ram.index()], mode).map_err(|error| AdoptionError::Io {
+            what: "mark",
+            slot: SlotId::Ram,
+            source: error.into(),
+        })
+    }
+
+    /// What [`Self::note_run`] noted last, in any process.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn has_run(&self) -> Result<bool, AdoptionError> {
+        let stat = fstat(self.files()?[SlotId::Ram.index()]).map_err(|error| AdoptionError::Io {
+            what: "inspect",
+            slot: SlotId::Ram,
+            source: error.into(),
+        })?;
+        Ok(Mode::from_raw_mode(stat.st_mode).contains(HAS_RUN))
+    }
+
     /// The files that hold the slots, in the order of their [`SlotId`]s: whoever has them has the guest's memory.
     ///
     /// # Errors

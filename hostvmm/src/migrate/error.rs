@@ -160,6 +160,15 @@ pub enum MigrateError {
         /// What was tried.
         why: String,
     },
+    /// The guest was handed over with its memory, which the destination has changed, and that is gone.
+    #[error(
+        "the guest is lost: it ran at the destination in the memory that both sides share, and {why}; what is here of it is older than its \
+         memory, and stays paused"
+    )]
+    SharedLost {
+        /// How that is known.
+        why: String,
+    },
     /// The guest was handed over, and the destination did not run it.
     #[error("the destination was told to run the guest and did not ({why}); it runs on here")]
     TakenBack {

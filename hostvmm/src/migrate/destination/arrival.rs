@@ -68,6 +68,10 @@ pub(super) fn take_over(
     }
     let stage = stage.commit()?;
     incoming.monitor.at(Boundary::DestinationCommitted)?;
+    if terms.is_shared() {
+        // The source has the same memory, and may take the guest back only while that is as it was.
+        incoming.vm.memory().note_run(true)?;
+    }
     let resumed = incoming.vm.run(terms.counter, stopped, terms.clock)?;
     door.decide(Fate::Running);
     // Whatever fails from here on, it runs.

@@ -4,7 +4,8 @@
 //! ready ─ commit ─► resumed ─────────────────────────────────► farewell: it runs there
 //!            │ connection lost, or nothing said in time
 //!            └─► ask on a new connection ─ running ───────────► it runs there
-//!                     │    │   └ discarded, or nobody there ──► it runs on here
+//!                     │    │   ├ discarded, or nobody there ──► it runs on here
+//!                     │    │   └ nobody there, but it ran there in memory that both sides have ─► it is lost
 //!                     │    └ waiting ─► ask again
 //!                     └ nobody answers, or cannot be asked ───► it stays paused here, for the operator to decide
 //! ```
@@ -43,6 +44,8 @@ pub(super) enum Found {
     Whole(SlotDigests),
     /// It does not run there and will not, or nobody is there: how that is known.
     Gone(String),
+    /// Nobody is there, but it ran there, in memory that both sides have.
+    Torn(String),
     /// Nobody says: what was tried.
     Unknown(String),
 }
@@ -50,6 +53,11 @@ pub(super) enum Found {
 /// Gives the guest away and sees that it arrives.
 pub(super) fn conclude(mut out: Outgoing<'_>, ready: Ready<'_>, address: &Address) -> Result<(), MigrateError> {
     let Ready { stage, moment, ready, received } = ready;
+    if out.features.has(Features::SHARED_MEMORY)
+        && let Err(error) = out.hold.vm.memory().note_run(false)
+    {
+        return Err(out.give_up(error.into()));
+    }
     let stage = match stage.commit() {
         Ok(stage) => stage,
         Err(cancelled) => return Err(out.give_up(cancelled.into())),
@@ -102,6 +110,7 @@ impl Outgoing<'_> {
         match self.inquire(error, address) {
             Found::Runs | Found::Whole(_) => Ok(()),
             Found::Gone(why) => Err(self.take_back(why)),
+            Found::Torn(why) => Err(MigrateError::SharedLost { why }),
             Found::Unknown(why) => Err(MigrateError::InDoubt { committed_at, why }),
         }
     }
@@ -131,7 +140,8 @@ impl Outgoing<'_> {
                 Ok(GuestState::Lost) => return Found::Gone(format!("{error}; it has stopped the guest")),
                 Ok(GuestState::Waiting) => format!("{error}; it is still deciding"),
                 Err(MigrateError::Transport(gone)) if gone.is_nobody() => {
-                    return Found::Gone(format!("{error}; {gone}"));
+                    let why = format!("{error}; {gone}");
+                    return if self.may_be_torn() { Found::Torn(why) } else { Found::Gone(why) };
                 }
                 Err(unanswered) => format!("{error}; {unanswered}"),
             };
@@ -141,6 +151,11 @@ impl Outgoing<'_> {
             cancel.wait_until(Instant::now() + pause);
             pause = (pause * 2).min(std::time::Duration::from_millis(250));
         }
+    }
+
+    /// Whether the guest's memory may be newer than its state here: the destination has the same memory, and has let it run.
+    fn may_be_torn(&self) -> bool {
+        self.features.has(Features::SHARED_MEMORY) && self.hold.vm.memory().has_run().unwrap_or(true)
     }
 
     pub(super) fn take_back(&mut self, why: String) -> MigrateError {

@@ -248,7 +248,7 @@ impl Outgoing<'_> {
             (Found::Gone(why), false) => self.take_back(why),
             (Found::Unknown(why), false) => MigrateError::InDoubt { committed_at, why },
             (Found::Runs, _) => lost(error.to_string()),
-            (Found::Gone(why) | Found::Unknown(why), true) => lost(why),
+            (Found::Gone(why) | Found::Unknown(why), true) | (Found::Torn(why), _) => lost(why),
         })
     }
 

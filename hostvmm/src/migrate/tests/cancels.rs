@@ -9,12 +9,12 @@ use std::thread;
 
 use serde_json::json;
 
-use super::fixture::{Burst, TestVm, migrate};
+use super::fixture::{Burst, TestVm, migrate, migrate_by};
 use super::hostile::{honest, read, welcome};
 use crate::memory::SlotId;
 use crate::migrate::transport::Uri;
 use crate::migrate::wire::{FrameDecoder, FrameEncoder, Message, Tag};
-use crate::migrate::{Change, MigrateError, Monitor, Phase, send};
+use crate::migrate::{Action, Boundary, Change, FaultPlan, MigrateError, Monitor, Phase, send};
 
 /// No test waits so long: what is to end at once would not end.
 const FOR_EVER_MS: u64 = 3_600_000;
@@ -225,4 +225,50 @@ fn requests_without_end_are_no_answer() {
     });
     assert!(matches!(error, MigrateError::TakenBack { .. }), "{error}");
     assert!(vm.runs());
+}
+
+/// Moves a guest by `uri` to a destination that lets it run and then is gone, before it could say so.
+fn to_a_destination_that_vanishes(uri: &Uri, path: &std::path::Path) -> (MigrateError, TestVm, TestVm) {
+    let (from, to) = (TestVm::with_guest(), TestVm::empty());
+    let path = path.to_owned();
+    let destination = Monitor::new()
+        .with_fault(Some(FaultPlan { boundary: Boundary::DestinationResumed, action: Action::Fail }))
+        .watched(move |change| {
+            if change == Change::Phase(Phase::Completed) {
+                // Nobody finds it any more.
+                std::fs::remove_file(&path).unwrap();
+            }
+        });
+    let outcome = migrate_by(uri, &from, &to, &Monitor::new(), &destination);
+    (outcome.source.unwrap_err(), from, to)
+}
+
+#[test]
+fn a_guest_that_ran_on_shared_memory_is_not_taken_back_with_an_older_state() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let uri = format!("fd:{}", path.display()).parse().unwrap();
+    let (error, from, to) = to_a_destination_that_vanishes(&uri, &path);
+    assert!(matches!(error, MigrateError::SharedLost { .. }), "{error}");
+    assert!(to.runs() && !from.runs() && !from.has_moved());
+}
+
+#[test]
+fn a_guest_whose_copy_ran_and_is_gone_is_taken_back_as_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let (error, from, _) = to_a_destination_that_vanishes(&Uri::Unix(path.clone()), &path);
+    assert!(matches!(error, MigrateError::TakenBack { .. }), "{error}");
+    assert!(from.runs());
+}
+
+#[test]
+fn a_destination_of_shared_memory_that_never_ran_the_guest_gives_it_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let uri = format!("fd:{}", directory.path().join("socket").display()).parse().unwrap();
+    let (from, to) = (TestVm::with_guest(), TestVm::empty());
+    let fault = FaultPlan { boundary: Boundary::DestinationCommitted, action: Action::Fail };
+    let outcome = migrate_by(&uri, &from, &to, &Monitor::new(), &Monitor::new().with_fault(Some(fault)));
+    assert!(matches!(outcome.source, Err(MigrateError::TakenBack { .. })));
+    assert!(from.runs() && !to.runs());
 }
