@@ -8,7 +8,8 @@
 //!
 //! Neighbours: `timer` compares against it, `vcpu` accounts instructions to it.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::config::ClockMode;
@@ -19,7 +20,7 @@ const NS_PER_S: u128 = 1_000_000_000;
 #[derive(Debug)]
 pub struct Clock {
     mode: ClockMode,
-    cntfrq_hz: u32,
+    cntfrq_hz: AtomicU32,
     epoch: Instant,
     /// Icount: instructions retired by all vCPUs up to the last slice's end, and instructions skipped while idle.
     instructions: AtomicU64,
@@ -32,6 +33,7 @@ impl Clock {
     /// A counter that starts from zero now. Frequency and instruction time are not zero (`Config::check`).
     pub fn new(mode: ClockMode, cntfrq_hz: u32) -> Self {
         let (instructions, cntvoff) = (AtomicU64::new(0), AtomicU64::new(0));
+        let cntfrq_hz = AtomicU32::new(cntfrq_hz);
         Self { mode, cntfrq_hz, epoch: Instant::now(), instructions, cntvoff, lead_ns: AtomicI64::new(0) }
     }
 
@@ -42,7 +44,12 @@ impl Clock {
 
     /// CNTFRQ_EL0, in Hz.
     pub fn cntfrq_hz(&self) -> u32 {
-        self.cntfrq_hz
+        self.cntfrq_hz.load(Ordering::Relaxed)
+    }
+
+    /// Makes the counter tick at `hz`, not zero, whatever it shows now: to restore a machine saved elsewhere, before its counters are set.
+    pub fn set_cntfrq_hz(&self, hz: NonZeroU32) {
+        self.cntfrq_hz.store(hz.get(), Ordering::Relaxed);
     }
 
     /// CNTVOFF in ticks.
@@ -71,7 +78,7 @@ impl Clock {
         if self.mode != ClockMode::Wall {
             return true;
         }
-        let ns = (u128::from(ticks) * NS_PER_S).div_ceil(u128::from(self.cntfrq_hz));
+        let ns = (u128::from(ticks) * NS_PER_S).div_ceil(u128::from(self.cntfrq_hz()));
         let (Ok(ns), Ok(elapsed)) = (i64::try_from(ns), i64::try_from(self.epoch.elapsed().as_nanos())) else {
             return false;
         };
@@ -103,7 +110,7 @@ impl Clock {
             }
             ClockMode::Icount { ns_per_instruction } => u128::from(instructions) * u128::from(ns_per_instruction),
         };
-        (ns * u128::from(self.cntfrq_hz) / NS_PER_S) as u64
+        (ns * u128::from(self.cntfrq_hz()) / NS_PER_S) as u64
     }
 
     /// The physical counter now, in ticks; in icount mode as of the last slice's end.
@@ -115,7 +122,7 @@ impl Clock {
     /// or beyond 2^64.
     pub(crate) fn instructions_at(&self, ticks: u64) -> Option<u64> {
         let ClockMode::Icount { ns_per_instruction } = self.mode else { return None };
-        let scale = u128::from(ns_per_instruction) * u128::from(self.cntfrq_hz);
+        let scale = u128::from(ns_per_instruction) * u128::from(self.cntfrq_hz());
         u64::try_from((u128::from(ticks) * NS_PER_S).div_ceil(scale)).ok()
     }
 
@@ -124,7 +131,7 @@ impl Clock {
         if self.mode != ClockMode::Wall {
             return None;
         }
-        let ns = (u128::from(ticks) * NS_PER_S).div_ceil(u128::from(self.cntfrq_hz));
+        let ns = (u128::from(ticks) * NS_PER_S).div_ceil(u128::from(self.cntfrq_hz()));
         let since_epoch = i128::try_from(ns).ok()? - i128::from(self.lead_ns.load(Ordering::Relaxed));
         self.epoch.checked_add(Duration::from_nanos(u64::try_from(since_epoch.max(0)).ok()?))
     }

@@ -14,6 +14,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::config::ExecutionState;
 use crate::cpu::{Cpu, Pstate};
 use crate::sysreg::enc::{self, *};
 use crate::sysreg::{self, id};
@@ -190,6 +191,17 @@ pub fn list() -> Vec<u64> {
     registers().map(|(id, _)| id).collect()
 }
 
+/// The identification registers of a vCPU in `state` that are the same on each, with nothing hidden: id and value.
+pub fn constants(state: ExecutionState) -> Vec<(u64, u64)> {
+    sysregs().filter_map(|enc| Some((sysreg_id(enc), sysreg::constant(state, enc)?))).collect()
+}
+
+/// Of identification registers of a vCPU in `state` the bits that may show less than the processor has ([`sysreg::shown`]): id and bits.
+pub fn writable(state: ExecutionState) -> Vec<(u64, u64)> {
+    let bits = |enc| (sysreg_id(enc), sysreg::shown::writable(state, enc));
+    sysregs().map(bits).filter(|(_, bits)| *bits != 0).collect()
+}
+
 /// Width of register `id` in bytes, from the id alone: 4, 8 or 16 for every id in [`list`].
 pub const fn size_bytes(id: u64) -> u32 {
     1 << (id >> 52 & 0xf)
@@ -311,6 +323,9 @@ fn set_sysreg(cpu: &mut Cpu, id: u64, enc: u16, value: u64) -> Result<(), RegErr
             return invariant(cpu, id, value.into());
         }
         cpu.sys.os_lock = value & OSLK != 0;
+        return Ok(());
+    }
+    if cpu.sys.shown.set(cpu.sys.execution_state, enc, value) {
         return Ok(());
     }
     if enc == MPIDR_EL1 || sysreg::constant(cpu.sys.execution_state, enc).is_some() {
@@ -466,6 +481,9 @@ mod tests {
             assert_eq!(set(cpu, midr, value + 1), Err(RegError::Invariant { id: midr, value, given: value + 1 }));
             let pfr0 = sysreg_id(ID_AA64PFR0_EL1);
             assert!(matches!(set(cpu, pfr0, 0), Err(RegError::Invariant { .. })));
+            let (isar0, lse) = (sysreg_id(ID_AA64ISAR0_EL1), 0xf << 20);
+            assert_eq!(set(cpu, isar0, u128::from(sysreg::id::ISAR0 & !lse)), Ok(()));
+            assert_eq!(get(cpu, isar0), Ok(u128::from(sysreg::id::ISAR0 & !lse)), "hidden");
             let sve = ARM64 | SIZE_U64 | 0x15 << 16;
             assert_eq!(get(cpu, sve), Err(RegError::NoSuchRegister { id: sve }));
             let pc32 = core_id(SIZE_U32, offset::PC);

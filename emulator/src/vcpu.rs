@@ -350,7 +350,8 @@ impl Vcpu {
         cpu.v = [0; 32];
         cpu.fpcr = 0;
         cpu.fpsr = 0;
-        cpu.sys = SysRegs::new(self.index, self.shared.config.execution_state);
+        let shown = std::mem::take(&mut cpu.sys.shown);
+        cpu.sys = SysRegs { shown, ..SysRegs::new(self.index, self.shared.config.execution_state) };
         cpu.excl = Exclusive::default();
         cpu.mmio = MmioState::default();
         cpu.event = false;

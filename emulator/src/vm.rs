@@ -121,6 +121,17 @@ impl Machine {
         self.shared.clock.now_ticks()
     }
 
+    /// CNTFRQ_EL0 in Hz: that of the configuration, or of the machine whose state was restored.
+    pub fn counter_hz(&self) -> u32 {
+        self.shared.clock.cntfrq_hz()
+    }
+
+    /// Makes the counter tick at `hz`: to restore a machine saved elsewhere, before its counters are set. No vCPU may be inside its run
+    /// loop.
+    pub fn set_counter_hz(&self, hz: std::num::NonZeroU32) {
+        self.shared.clock.set_cntfrq_hz(hz);
+    }
+
     /// CNTVOFF in ticks: the virtual counter is the physical one less this.
     pub fn counter_offset(&self) -> u64 {
         self.shared.clock.cntvoff()

@@ -184,7 +184,7 @@ pub(super) const fn debug_unit(enc: u16) -> Option<(usize, usize)> {
 /// are not here.
 pub(crate) fn get(cpu: &mut Cpu, enc: u16) -> Option<u64> {
     if let Some(value) = constant(cpu.sys.execution_state, enc) {
-        return Some(value);
+        return Some(cpu.sys.shown.get(enc).unwrap_or(value));
     }
     let pstate = cpu.pstate;
     Some(match enc {

@@ -11,6 +11,7 @@ pub mod enc;
 pub mod id;
 pub mod id32;
 mod maintenance;
+pub mod shown;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -94,6 +95,8 @@ pub struct SysRegs {
     pub fpexc: u64,
     /// DBGVCR32_EL2: AArch32's DBGVCR, held, never acted upon.
     pub dbgvcr: u64,
+    /// What of the processor is hidden; a reset does not change it.
+    pub shown: shown::Shown,
 }
 
 impl SysRegs {
@@ -133,6 +136,7 @@ impl SysRegs {
             dacr: 0,
             ifsr: 0,
             fpexc: id::FPEXC_RESET,
+            shown: shown::Shown::default(),
             dbgvcr: 0,
         }
     }

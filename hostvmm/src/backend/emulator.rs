@@ -4,11 +4,12 @@
 //! the emulator keeps pointers into it, so the mappings outlive the machine.
 #![expect(unsafe_code, reason = "hands the memslots' host pointers to the emulator")]
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use abi::{Arch, GuestRange};
-use emulator::config::{ClockMode, Config, ExecutionState, RamSlot};
+use emulator::config::{ClockMode, Config, DEFAULT_CNTFRQ_HZ, ExecutionState, RamSlot};
 use emulator::exit::Exit as EmulatorExit;
 use emulator::psci::PowerState;
 use emulator::vm::Machine;
@@ -58,6 +59,7 @@ impl EmulatorVm {
                 Arch::Armv7 => ExecutionState::Aarch32,
             },
             log_page_shift: layout.log_page_bytes().trailing_zeros(),
+            cntfrq_hz: config.counter_hz.map_or(DEFAULT_CNTFRQ_HZ, NonZeroU32::get),
             ..Config::default()
         };
         let slots = SlotId::ALL.map(|id| {
@@ -173,6 +175,10 @@ impl Vm for EmulatorVm {
         Ok(())
     }
 
+    fn writable_features(&self) -> Vec<(u64, u64)> {
+        emulator::regs::writable(self.machine.config().execution_state)
+    }
+
     fn now_ticks(&self) -> u64 {
         self.machine.now_ticks().wrapping_sub(self.machine.counter_offset())
     }
@@ -191,7 +197,15 @@ impl Vm for EmulatorVm {
     }
 
     fn ticks_per_second(&self) -> u64 {
-        u64::from(self.machine.config().cntfrq_hz)
+        u64::from(self.machine.counter_hz())
+    }
+
+    fn set_ticks_per_second(&self, hz: u64) -> Result<(), BackendError> {
+        let given = u32::try_from(hz).ok().and_then(NonZeroU32::new);
+        let what = "count at such a frequency: CNTFRQ_EL0 has 32 bits and is not zero";
+        let unsupported = BackendError::Unsupported { accelerator: Accelerator::Emulator, what };
+        self.machine.set_counter_hz(given.ok_or(unsupported)?);
+        Ok(())
     }
 
     fn warp_to_next_deadline(&self) -> Result<bool, BackendError> {

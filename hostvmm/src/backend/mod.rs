@@ -144,6 +144,9 @@ pub enum Unavailable {
         /// What there is.
         offered: String,
     },
+    /// A frequency that was chosen.
+    #[error("--counter-hz: under kvm the guest's counter is the host's; leave it out, or use --accel emulator")]
+    CounterHz,
     /// Something that only KVM can show.
     #[error("{what} needs --accel kvm on an arm64 host: the emulator has no stage-2 tables{reason}")]
     Emulated {
@@ -240,6 +243,7 @@ pub(crate) fn open(
     start: Start,
 ) -> Result<VmHandle, BuildError> {
     match config.accelerator {
+        Accelerator::Kvm if config.counter_hz.is_some() => Err(Unavailable::CounterHz.into()),
         Accelerator::Kvm => kvm::open(config, memory, start),
         Accelerator::Emulator if config.eager_split.is_some() => {
             Err(Unavailable::Emulated { what: "--eager-split", reason: String::new() }.into())
@@ -516,6 +520,16 @@ pub trait Vm: Send + Sync {
 
     /// Ticks of the guest's counter per second.
     fn ticks_per_second(&self) -> u64;
+
+    /// Goes on at the frequency of a machine saved elsewhere, which its guest has read once (CNTFRQ_EL0); before its counters are set.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] where the counter is the host's.
+    fn set_ticks_per_second(&self, hz: u64) -> Result<(), BackendError> {
+        let _ = hz;
+        let what = "count at another frequency than the host's counter";
+        Err(BackendError::Unsupported { accelerator: self.accelerator(), what })
+    }
 
     /// Moves virtual time to the next deadline of any vCPU's timer: what a machine does whose vCPUs all wait. Returns
     /// whether there was one.

@@ -6,7 +6,7 @@ use super::args::VerifyArgs;
 use super::common::{Accel, CommonArgs};
 use super::ending::Ending;
 use super::migrations;
-use super::registers::MissingArg;
+use super::registers::{CpuArg, MissingArg};
 use crate::machine::Heartbeat;
 use crate::report::{Ledger, Progress};
 use crate::verify::{self, CrossSpec, Interrupt, MigrateSpec, Way};
@@ -52,6 +52,9 @@ pub(super) fn run(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger, En
     if options.missing_features == MissingArg::Name {
         spec.from.flags += " --missing-features name";
     }
+    if options.cpu == CpuArg::Baseline {
+        spec.from.flags += " --cpu baseline";
+    }
     if let Some(skew) = skew {
         let progress = Progress::new("moves", verify::skew_count(skew));
         return verify::run_skews(&spec, skew, interrupt, &progress).map_err(super::ending);
@@ -68,6 +71,9 @@ fn side(args: &VerifyArgs, accel: Accel) -> Result<MigrateSpec, Ending> {
     let mut spec = migrations::spec(args, &common, "cross", WITHIN)?;
     if args.cross.missing_features == MissingArg::Name {
         spec.options.extend(["--missing-features", "name"].map(str::to_owned));
+    }
+    if args.cross.cpu == CpuArg::Baseline {
+        spec.options.extend(["--cpu", "baseline"].map(str::to_owned));
     }
     Ok(spec)
 }

@@ -1,5 +1,6 @@
 //! `run --qmp` and `run --incoming`: from options to a VM under remote control.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use signal_hook::iterator::Signals;
 
 use super::common::{CommonArgs, Mode};
 use super::ending::Ending;
-use super::registers::{MissingArg, UnknownArg, policy};
+use super::registers::{CpuArg, MissingArg, UnknownArg, policy};
 use crate::backend::Skew;
 use crate::colo::outlet::OutletAddress;
 use crate::colo::{ColoFault, PlantedOmission, Side};
@@ -41,6 +42,14 @@ pub(crate) struct InstanceArgs {
     /// Verify a guest as soon as it has arrived, before it goes on.
     #[arg(long)]
     verify_guest: bool,
+    /// What of the CPU the guest is shown: all that the accelerator has (host), or what KVM and the emulator both have, as far as the
+    /// accelerator lets features be hidden (baseline), so that the guest can move either way.
+    #[arg(long, value_enum, value_name = "MODEL", default_value_t, hide_default_value = true)]
+    cpu: CpuArg,
+    /// Ticks of the guest's counter a second (CNTFRQ_EL0) on the emulator, for a guest that is to move to a KVM whose host's counter has
+    /// this frequency; a guest that arrives keeps its own [default: 62500000].
+    #[arg(long, value_name = "HZ")]
+    counter_hz: Option<NonZeroU32>,
     /// What becomes of an arriving guest's registers that the table of rules does not know (docs/registers.md): refuse the move, leave
     /// them behind while they are zero or the same on both sides, or leave them behind.
     #[arg(long, value_enum, value_name = "POLICY", default_value_t, hide_default_value = true)]
@@ -120,6 +129,8 @@ impl InstanceArgs {
             ("--track-dirty", self.track_dirty),
             ("--verify-guest", self.verify_guest),
             ("--tls-creds", self.tls_creds.is_some()),
+            ("--counter-hz", self.counter_hz.is_some()),
+            ("--cpu", self.cpu != CpuArg::default()),
             ("--unknown-registers", self.unknown_registers != UnknownArg::default()),
             ("--missing-features", self.missing_features != MissingArg::default()),
             ("--skew-registers", self.skew_registers.is_some()),
@@ -190,6 +201,8 @@ pub(super) fn run(args: &InstanceArgs, common: &CommonArgs, plant_exception: boo
     let mut spec = common.spec("run")?;
     spec.machine.plant_exception = plant_exception;
     spec.machine.skew = args.skew_registers;
+    spec.machine.cpu = args.cpu.into();
+    spec.machine.counter_hz = args.counter_hz;
     let instance = Instance::new(&spec, options).map_err(ending)?;
     end_on_signals(&instance)?;
     instance.run().map_err(ending)

@@ -160,7 +160,7 @@ fn verify(args: &VerifyArgs) -> Result<Verdict, Ending> {
     }
     if args.scenario != Scenario::Cross && !args.cross.is_empty() {
         return Err(Ending::usage(
-            "--from, --to, --moves, --skew and --missing-features are options of verify cross".to_owned(),
+            "--from, --to, --moves, --skew, --cpu and --missing-features are options of verify cross".to_owned(),
         ));
     }
     match args.scenario {

@@ -1,8 +1,29 @@
-//! `--unknown-registers` and `--missing-features`: what becomes of registers where the table of rules does not say.
+//! `--unknown-registers` and `--missing-features`: what becomes of registers where the table of rules does not say; `--cpu`: what the
+//! guest is shown.
 
 use clap::ValueEnum;
 
 use crate::cpustate::{MissingFeatures, Policy, UnknownRegisters};
+use crate::machine::CpuModel;
+
+/// `--cpu`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CpuArg {
+    /// All that the accelerator has [default].
+    #[default]
+    Host,
+    /// What KVM and the emulator both have.
+    Baseline,
+}
+
+impl From<CpuArg> for CpuModel {
+    fn from(arg: CpuArg) -> Self {
+        match arg {
+            CpuArg::Host => Self::Host,
+            CpuArg::Baseline => Self::Baseline,
+        }
+    }
+}
 
 /// `--unknown-registers`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::common::Accel;
 use super::quantity::milliseconds;
-use super::registers::MissingArg;
+use super::registers::{CpuArg, MissingArg};
 use crate::colo::PlantedOmission;
 use crate::verify::cpu::Group;
 use crate::verify::{Failover, Kill, Moment, Way};
@@ -131,6 +131,9 @@ pub(crate) struct CrossArgs {
     /// constant-different, affinity-different, feature-more, view-alone, masked-bit, reserved-bit, or all.
     #[arg(long, value_name = "SKEW|all", conflicts_with_all = ["from", "to", "moves"])]
     pub(crate) skew: Option<String>,
+    /// What of the CPU the guest is shown, as of `run`.
+    #[arg(long, value_enum, value_name = "MODEL", default_value_t = CpuArg::Host, hide_default_value = true)]
+    pub(crate) cpu: CpuArg,
     /// Name features that the other accelerator lacks and move the guest, rather than refuse it: the firmware uses none of them.
     #[arg(long, value_enum, value_name = "POLICY", default_value_t = MissingArg::Refuse, hide_default_value = true)]
     pub(crate) missing_features: MissingArg,
@@ -139,9 +142,9 @@ pub(crate) struct CrossArgs {
 impl CrossArgs {
     /// Whether none is given.
     pub(crate) fn is_empty(&self) -> bool {
-        let Self { from, to, moves, skew, missing_features } = self;
+        let Self { from, to, moves, skew, missing_features, cpu } = self;
         let given = [from.is_some(), to.is_some(), moves.is_some(), skew.is_some()];
-        given == [false; 4] && *missing_features == MissingArg::Refuse
+        given == [false; 4] && *missing_features == MissingArg::Refuse && *cpu == CpuArg::Host
     }
 }
 

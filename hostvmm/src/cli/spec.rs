@@ -49,6 +49,7 @@ impl CommonArgs {
                 Clock::Wall => machine::Clock::Wall,
                 Clock::Icount => machine::Clock::Icount,
             },
+            counter_hz: None,
             transport: match self.hypercall {
                 Transport::Mmio => machine::Transport::Mmio,
                 Transport::Hvc => machine::Transport::Hvc,
@@ -58,6 +59,7 @@ impl CommonArgs {
             seed: self.seed,
             region_blocks: self.region_map == RegionMap::Blocks,
             plant_exception: false,
+            cpu: machine::CpuModel::Host,
             skew: None,
             heartbeat: self.heartbeat.unwrap_or_default(),
             clock_line: self.clock_line,

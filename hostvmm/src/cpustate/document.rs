@@ -43,7 +43,8 @@ follow `--unknown-registers`: `refuse`; `ignore-zero`, which leaves them behind 
 
 Writes come in this order: what must be set before a vCPU first runs, PSTATE, state, the PMU's clearing views, its counters, what
 makes them count, timers' compare values, their controls. The machine's counter is set after all vCPUs, the GIC by itself. DCZID_EL0 and
-CNTFRQ_EL0 are in no list: a guest reads them, nothing moves them.
+CNTFRQ_EL0 are in no list, though a guest reads them. The counter's frequency moves by itself: the emulator goes on at an arriving guest's, under
+KVM it is the host's and must be the same. DCZID_EL0 stays the destination's.
 
 ";
 

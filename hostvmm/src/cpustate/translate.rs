@@ -205,7 +205,9 @@ impl<'a> Work<'a> {
                 }
             }
             Rule::Features { settable } => {
-                let writable = if settable { u128::MAX } else { writable };
+                // What is said of AArch32 to a guest that cannot execute it stays, whatever it is: kernels do not take every value.
+                let is_heeded = self.aarch32 || !features::is_aarch32(id);
+                let writable = if settable { u128::MAX } else { writable } * u128::from(is_heeded);
                 let lesser = features::least(id, self.arch, value as u64, present as u64);
                 let possible = present & !writable | u128::from(lesser) & writable;
                 self.write_if_other(entry, possible, present);

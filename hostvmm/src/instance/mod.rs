@@ -49,7 +49,7 @@ use crate::control::{Address, Events, Server, ServerError};
 use crate::cpustate::{self, Policy};
 use crate::dirty::DirtyLogKind;
 use crate::machine::state::CounterState;
-use crate::machine::{BuildError, Image, LoadError, Machine};
+use crate::machine::{BuildError, CpuModel, Image, LoadError, Machine, other_side};
 use crate::migrate::file::is_loaded;
 use crate::migrate::transport::{TransportError, Uri};
 use crate::migrate::{Change, FaultPlan, Monitor, Parameters, Phase};
@@ -274,6 +274,7 @@ impl Instance {
             return Err(InstanceError::Log(names.join(",")));
         }
         let vcpus = Arc::new(Vcpus::start_paused(&machine)?);
+        hide_features(&machine, &vcpus)?;
         let is_set = spec.logs.contains(&DirtyLogKind::Initset);
         let is_huge = spec.machine.backing.wants_huge_pages();
         let log = SharedLog::new(machine.vm(), machine.memory(), is_set, is_huge);
@@ -598,6 +599,18 @@ impl std::fmt::Debug for Instance {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Instance").field("control", &*self.control()).field("monitor", &self.monitor).finish()
     }
+}
+
+/// Hides from the guest of `machine` what the other accelerator lacks, where that is asked for, and tells what cannot be hidden.
+fn hide_features(machine: &Machine, vcpus: &Vcpus) -> Result<(), VcpusError> {
+    let (vm, config) = (machine.vm(), machine.config());
+    if config.cpu == CpuModel::Baseline {
+        let arch = config.tables.arch();
+        let other = other_side(vm.accelerator(), arch);
+        let shown = vcpus.hide_features(&other, &vm.writable_features(), arch)?;
+        shown.iter().for_each(|lack| tell(&format!("--cpu baseline: cannot be hidden: {lack}")));
+    }
+    Ok(())
 }
 
 /// Of the registers of `machine`'s first vCPU, which is paused, those that no guest changes; all vCPUs have the same but for their

@@ -3,6 +3,7 @@
 //! Every refusal is one variant of [`ConfigError`] whose message says what to change; nothing is allocated before all
 //! checks have passed.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use abi::boot::{self, BootInfo, WORKLOAD_PARAMS};
@@ -11,6 +12,7 @@ use abi::{Arch, Armv7Aliases, Gpa, Granule, GuestRange, ShortPages, Tables, VaBi
 
 use workload::Pattern;
 
+use super::cpu::CpuModel;
 use super::heartbeat::Heartbeat;
 use crate::backend::{Accelerator, KvmLog, Skew};
 use crate::memory::{Backing, host_page_bytes};
@@ -56,6 +58,8 @@ pub struct MachineConfig {
     pub tables: Tables,
     /// Where virtual time comes from.
     pub clock: Clock,
+    /// Ticks of the guest's counter a second (CNTFRQ_EL0) on the emulator; `None` is its own frequency, and the only choice on KVM.
+    pub counter_hz: Option<NonZeroU32>,
     /// How hypercalls reach the host.
     pub transport: Transport,
     /// The workload's number on the wire.
@@ -68,6 +72,8 @@ pub struct MachineConfig {
     pub region_blocks: bool,
     /// Test hook: vCPU 0 takes an unexpected exception once it has booted.
     pub plant_exception: bool,
+    /// What of the CPU the guest is shown; heeded by a VM under remote control alone.
+    pub cpu: CpuModel,
     /// Test hook: vCPUs list other registers than their accelerator does.
     pub skew: Option<Skew>,
     /// How every vCPU shows that it runs.
@@ -100,12 +106,14 @@ impl Default for MachineConfig {
             region_bytes: map::REGION_SIZE,
             tables: Tables::V8(VaBits::ALL[1]),
             clock: Clock::Wall,
+            counter_hz: None,
             transport: Transport::Mmio,
             pattern: 0,
             params: [0; WORKLOAD_PARAMS],
             seed: 0,
             region_blocks: false,
             plant_exception: false,
+            cpu: CpuModel::Host,
             skew: None,
             heartbeat: Heartbeat::Off,
             clock_line: false,

@@ -10,6 +10,7 @@
 
 mod builder;
 mod config;
+mod cpu;
 pub mod devicetree;
 mod heartbeat;
 mod loader;
@@ -20,6 +21,7 @@ pub(crate) mod test_elf;
 
 pub use builder::{BuildError, Machine, Start};
 pub use config::{Clock, ConfigError, Layout, MachineConfig, PHYSICAL_ADDRESS_BITS, Transport, armv7_tables, va_bits};
+pub use cpu::{CpuModel, other_side};
 pub use heartbeat::{Heartbeat, HeartbeatError};
 pub use loader::{Image, LoadError, MAX_FILE_BYTES, MAX_PROGRAM_HEADERS};
 pub use symbols::{Frame, Symbols};

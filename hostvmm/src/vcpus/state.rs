@@ -13,13 +13,14 @@ use std::collections::BTreeSet;
 use std::sync::MutexGuard;
 
 use abi::hypercall::{Command, Outcome, ProgressSlot, REQUEST_ALIGN, Request};
-use abi::{Gpa, GuestRange};
+use abi::{Arch, Gpa, GuestRange};
 
 use super::control::{Control, Seat, State, Via};
 use super::exits::complete;
 use super::turns::{TURN_INSTRUCTIONS, Turn};
 use super::{Event, Vcpus, VcpusError, lock};
 use crate::backend::Vcpu;
+use crate::cpustate::{Lack, Snapshot, features};
 use crate::device::hypercall::Phase;
 use crate::device::pl011::{Pl011, Pl011State};
 use crate::machine::Transport;
@@ -169,6 +170,58 @@ impl Vcpus {
     /// [`VcpusError::NotPaused`]; [`VcpusError::Backend`] for a register that cannot be read.
     pub fn registers(&self) -> Result<Vec<Vec<(u64, u128)>>, VcpusError> {
         self.with_paused(|vcpus, _| vcpus.iter_mut().map(|vcpu| read_registers(vcpu.as_mut())).collect())
+    }
+
+    /// Writes of each vCPU's `writes` the feature registers, and returns the ids of those that it refused: not every value that has no
+    /// more than the vCPU is one that a kernel takes.
+    ///
+    /// # Errors
+    /// [`VcpusError::NotPaused`].
+    pub fn choose_features<'a>(
+        &self,
+        writes: impl Iterator<Item = &'a [(u64, u128)]>,
+    ) -> Result<Vec<Vec<u64>>, VcpusError> {
+        self.with_paused(|vcpus, _| {
+            let refused = vcpus.iter_mut().zip(writes).map(|(vcpu, writes)| {
+                let features = writes.iter().filter(|(id, _)| features::is_feature(*id));
+                features.filter(|(id, value)| vcpu.set_reg(*id, *value).is_err()).map(|(id, _)| *id).collect()
+            });
+            Ok(refused.collect())
+        })
+    }
+
+    /// Hides from the guest, which has not run, what a machine with the registers `other` has not, by the bits `writable`. Returns what
+    /// it is shown all the same, of the first vCPU: all have the same.
+    ///
+    /// # Errors
+    /// [`VcpusError::NotPaused`]; [`VcpusError::Backend`] for a register that cannot be read, or refuses.
+    pub fn hide_features(
+        &self,
+        other: &[(u64, u128)],
+        writable: &[(u64, u64)],
+        arch: Arch,
+    ) -> Result<Vec<Lack>, VcpusError> {
+        self.with_paused(|vcpus, _| {
+            let mut shown = Vec::new();
+            for (index, vcpu) in vcpus.iter_mut().enumerate() {
+                let registers = read_registers(vcpu.as_mut())?;
+                let snapshot = Snapshot { registers, writable: writable.to_vec(), ..Snapshot::default() };
+                let masks = features::baseline(&snapshot.registers, other, arch).masks(&snapshot, arch);
+                // A value that the vCPU refuses hides nothing, and is among what is shown all the same.
+                let refused: Vec<u64> = masks
+                    .writes
+                    .iter()
+                    .filter(|(id, value)| vcpu.set_reg(*id, *value).is_err())
+                    .map(|(id, _)| *id)
+                    .collect();
+                if index == 0 {
+                    let left = features::compare(&read_registers(vcpu.as_mut())?, other, arch);
+                    shown = masks.unmasked;
+                    shown.extend(left.into_iter().filter(|lack| refused.contains(&lack.id)));
+                }
+            }
+            Ok(shown)
+        })
     }
 
     /// Makes every vCPU what `states` say, whatever it was and is in the middle of: a machine whose guest has run can be

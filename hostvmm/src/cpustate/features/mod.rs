@@ -176,6 +176,11 @@ pub(super) fn described(id: u64) -> Vec<[String; 4]> {
     fields.iter().filter(|field| !field.name.is_empty()).map(describe).collect()
 }
 
+/// Whether the register of `id` tells of features that software may choose.
+pub fn is_feature(id: u64) -> bool {
+    table::lookup(id).is_some_and(|entry| matches!(entry.rule, Rule::Features { .. }))
+}
+
 /// Whether the register tells of AArch32 alone.
 pub(super) fn is_aarch32(id: u64) -> bool {
     id::is_feature_space(id) && id < id::sysreg(3, 0, 0, 4, 0)

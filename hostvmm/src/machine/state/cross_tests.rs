@@ -1,16 +1,17 @@
 //! The small guest of [`super::tests`] on its way between machines whose vCPUs list other registers: skewed ones on every host, KVM's and
 //! the emulator's where there is a KVM.
 
+use std::num::NonZeroU32;
 use std::path::Path;
 
 use abi::hypercall::{Command, Outcome};
-use abi::{Arch, Gpa, map};
+use abi::{Arch, Gpa, Tables, VaBits, map};
 
 use super::tests::{FIRMWARE, STEPS, bytes, config, load, parked};
-use super::{MachineState, RegistersReport, StateError};
+use super::{CounterState, MachineState, RegistersReport, StateError};
 use crate::backend::{Accelerator, Skew, why_no_kvm_guest};
-use crate::cpustate::{MissingFeatures, Policy, UnknownRegisters};
-use crate::machine::{Machine, MachineConfig, Transport};
+use crate::cpustate::{MissingFeatures, Policy, UnknownRegisters, features};
+use crate::machine::{Machine, MachineConfig, Transport, other_side};
 use crate::memory::SlotId;
 use crate::migrate::{ClockOffset, CounterPolicy};
 use crate::vcpus::Vcpus;
@@ -105,6 +106,55 @@ fn a_guest_that_cannot_cross_is_refused_by_the_register() {
         let is_named = matches!(error, StateError::Registers { .. }) && error.to_string().contains(word);
         assert!(is_named, "{from:?} {to:?}: {error}");
     }
+}
+
+#[test]
+fn a_guest_keeps_the_frequency_of_its_counter_on_an_emulator() {
+    let fast = MachineConfig { counter_hz: NonZeroU32::new(1_000_000_000), ..emulator(None) };
+    let machine = load(&fast).unwrap();
+    let vcpus = Vcpus::start(&machine).unwrap();
+    parked(&vcpus);
+    vcpus.pause();
+    let before = MachineState::save(&machine, &vcpus).unwrap().counter;
+    assert_eq!(before.hz, 1_000_000_000);
+    let (there, vcpus, _) = crossed(&machine, vcpus, &emulator(None), STRICT).unwrap();
+    assert_eq!(there.vm().ticks_per_second(), before.hz);
+    let (after, _) = CounterState::read(&there, &vcpus).unwrap();
+    let passed_ns = after.at.since(before.at).as_nanos() as u64;
+    // A tick is a nanosecond; the readings are not exact, but no frequency of the emulator's own is within a tenth of it.
+    let ticks = after.ticks - before.ticks;
+    assert!(ticks.abs_diff(passed_ns) <= passed_ns / 10, "{ticks} ticks in {passed_ns} ns");
+}
+
+#[test]
+fn a_baseline_guest_on_the_emulator_lacks_nothing_on_the_least_kvm() {
+    for tables in [Tables::V8(VaBits::ALL[1]), Tables::Lpae] {
+        let config = MachineConfig { tables, ..emulator(None) };
+        let machine = Machine::build_incoming(&config, Path::new(FIRMWARE)).unwrap();
+        let mut vcpus = Vcpus::start_paused(&machine).unwrap();
+        let (arch, other) = (tables.arch(), other_side(Accelerator::Emulator, tables.arch()));
+        let lacks = |vcpus: &Vcpus| features::compare(&vcpus.registers().unwrap()[1], &other, arch);
+        assert!(!lacks(&vcpus).is_empty(), "{arch}: else there were nothing to hide");
+        let shown = vcpus.hide_features(&other, &machine.vm().writable_features(), arch).unwrap();
+        assert_eq!(shown, [], "{arch}");
+        assert_eq!(lacks(&vcpus), [], "{arch}");
+        vcpus.shutdown();
+    }
+}
+
+#[test]
+fn a_frequency_that_no_counter_has_is_refused() {
+    let machine = load(&emulator(None)).unwrap();
+    let mut vcpus = Vcpus::start(&machine).unwrap();
+    parked(&vcpus);
+    vcpus.pause();
+    let mut state = MachineState::save(&machine, &vcpus).unwrap();
+    for hz in [0, 1 << 32] {
+        state.counter.hz = hz;
+        let error = state.restore(&machine, &vcpus).unwrap_err();
+        assert!(matches!(error, StateError::CounterRate { theirs, .. } if theirs == hz), "{error}");
+    }
+    vcpus.shutdown();
 }
 
 #[test]

@@ -129,15 +129,17 @@ impl MachineState {
     pub fn restore(&self, machine: &Machine, vcpus: &Vcpus) -> Result<(), StateError> {
         let vm = machine.vm();
         let (ours, theirs) = (vm.ticks_per_second(), self.counter.hz);
-        if ours != theirs {
-            return Err(StateError::CounterRate { ours, theirs });
-        }
+        let rate = (ours != theirs).then_some(StateError::CounterRate { ours, theirs });
         let name = |icount: bool| if icount { "icount" } else { "wall" };
         let (ours, theirs) = (vm.elapsed_instructions().is_some(), self.icount.is_some());
         if ours != theirs {
             return Err(StateError::Clock { ours: name(ours), theirs: name(theirs) });
         }
         let uart = Pl011::try_from(&self.uart)?;
+        // The emulator goes on at the guest's frequency.
+        if let Some(refusal) = rate {
+            vm.set_ticks_per_second(self.counter.hz).map_err(|_| refusal)?;
+        }
         if let Some(IcountState { instructions, turn }) = self.icount {
             vcpus.restore_turn(turn)?;
             vm.set_elapsed_instructions(instructions)?;

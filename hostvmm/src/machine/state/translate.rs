@@ -42,7 +42,7 @@ pub struct RegistersReport {
 }
 
 impl MachineState {
-    /// Replaces the registers of this state, which comes from a machine of `from`, by those that restore it on the paused `machine`;
+    /// Replaces the registers of this state (and chooses the features of `machine`'s vCPUs), which comes from a machine of `from`, by those that restore it on the paused `machine`;
     /// `None` where they are that already.
     ///
     /// # Errors
@@ -77,8 +77,11 @@ impl MachineState {
         });
         let by_vcpu = translated.collect::<Result<Vec<_>, _>>()?;
         let took = started.elapsed();
-        for (vcpu, translation) in self.vcpus.iter_mut().zip(&by_vcpu) {
-            vcpu.registers.clone_from(&translation.writes);
+        // To show less is a kindness to the guest: where a kernel does not take it, the guest is shown more than before, and loses nothing.
+        let refused = vcpus.choose_features(by_vcpu.iter().map(|translation| &translation.writes[..]))?;
+        for ((vcpu, translation), refused) in self.vcpus.iter_mut().zip(&by_vcpu).zip(refused) {
+            let taken = translation.writes.iter().filter(|(id, _)| !refused.contains(id));
+            vcpu.registers = taken.copied().collect();
         }
         Ok(Some(Translations { from, to: machine.vm().accelerator(), by_vcpu, took }))
     }

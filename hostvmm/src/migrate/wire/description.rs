@@ -128,6 +128,10 @@ impl fmt::Display for Mismatch {
         let Self { field, source_has, destination_has } = self;
         match field {
             Field::Cpu => write!(f, "{field}: {source_has}"),
+            Field::CounterHz => write!(
+                f,
+                "{field}: the source has {source_has}, the destination {destination_has}; KVM's is the host's: use a host of the same frequency, or start the guest on an emulator with --counter-hz"
+            ),
             _ => write!(
                 f,
                 "{field}: the source has {source_has}, the destination {destination_has}; start the destination with the source's options"
@@ -146,7 +150,21 @@ impl Mismatch {
 impl Description {
     /// As [`Self::mismatch`], of the two sides of a COLO pair, which have one accelerator: a checkpoint is restored as it is.
     pub fn mismatch_of_pair(&self, primary: &Self) -> Option<Mismatch> {
-        differ(Field::Accelerator, primary.accelerator, self.accelerator).or_else(|| self.mismatch(primary))
+        differ(Field::Accelerator, primary.accelerator, self.accelerator)
+            .or_else(|| differ(Field::CounterHz, primary.counter(), self.counter()))
+            .or_else(|| self.mismatch(primary))
+    }
+
+    fn counter(&self) -> String {
+        format!("{} Hz", self.counter_hz)
+    }
+
+    /// A guest that has read the frequency relies on it. The emulator goes on at any; under KVM it is the host's.
+    fn mismatch_of_counter(&self, source: &Self) -> Option<Mismatch> {
+        match self.accelerator {
+            Accelerator::Emulator => None,
+            Accelerator::Kvm => differ(Field::CounterHz, source.counter(), self.counter()),
+        }
     }
 
     /// What this, the destination's description, has otherwise than the source's; `None` where they agree.
@@ -159,7 +177,6 @@ impl Description {
             0 => "none".to_owned(),
             us => format!("one every {us} µs"),
         };
-        let hz = |description: &Self| format!("{} Hz", description.counter_hz);
         let tracked = |description: &Self| if description.track_dirty { "one" } else { "none" };
         differ(Field::Arch, theirs.tables.arch(), ours.tables.arch())
             .or_else(|| differ(Field::Tables, theirs.tables.name(), ours.tables.name()))
@@ -169,7 +186,7 @@ impl Description {
             .or_else(|| differ(Field::Ram, place(theirs.ram), place(ours.ram)))
             .or_else(|| differ(Field::Region, place(theirs.region), place(ours.region)))
             .or_else(|| differ(Field::PageBytes, page(source), page(self)))
-            .or_else(|| differ(Field::CounterHz, hz(source), hz(self)))
+            .or_else(|| self.mismatch_of_counter(source))
             .or_else(|| differ(Field::Seed, seed(theirs), seed(ours)))
             .or_else(|| differ(Field::Workload, workload(theirs), workload(ours)))
             .or_else(|| differ(Field::Heartbeat, beat(theirs), beat(ours)))

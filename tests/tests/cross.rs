@@ -1,0 +1,68 @@
+//! Guests between lists of registers that differ, end to end, on any host; between KVM and the emulator it is the KVM tier that moves them.
+
+use std::path::Path;
+
+use serde_json::Value;
+use tests::{Run, armv7_firmware_or_skip, firmware_or_skip, run};
+
+/// A small machine, and what its guest writes without end.
+const SMALL: [&str; 4] = ["--ram", "32M", "--workload", "dirtyram:pages=512,step=20,sleep_ms=1"];
+
+#[track_caller]
+fn cross(firmware: &Path, options: &[&str]) -> Run {
+    let firmware = firmware.to_str().unwrap();
+    let base = ["verify", "cross", "--firmware", firmware].into_iter().chain(SMALL);
+    let run = run(base.chain(options.iter().copied()), true);
+    run.expect_status(0);
+    assert_eq!((&run.ledger["verdict"], &run.ledger["scenario"]), (&"pass".into(), &"cross".into()));
+    run
+}
+
+fn hops(run: &Run) -> &Vec<Value> {
+    run.ledger["migration"]["hops"].as_array().unwrap()
+}
+
+#[test]
+fn every_rule_for_registers_is_followed_by_a_running_guest() {
+    let Some(firmware) = firmware_or_skip() else { return };
+    let run = cross(firmware, &["--skew", "all"]);
+    let hops = hops(&run);
+    assert!(hops.len() > 20, "{hops:?}");
+    // Those that arrived say what became of their registers.
+    let arrived = hops.iter().filter(|hop| hop["status"] == "completed");
+    assert!(arrived.clone().count() > 10 && arrived.clone().all(|hop| hop["registers"].is_object()), "{hops:?}");
+    assert!(hops.iter().filter(|hop| hop["status"] == "failed").count() > 5, "{hops:?}");
+}
+
+#[test]
+fn an_armv7_guest_crosses_by_views_and_is_refused_a_missing_feature() {
+    let Some(firmware) = armv7_firmware_or_skip() else { return };
+    assert_eq!(hops(&cross(firmware, &["--arch", "armv7", "--skew", "view-alone"])).len(), 2);
+    assert_eq!(hops(&cross(firmware, &["--arch", "armv7", "--skew", "feature-more"])).len(), 3);
+}
+
+#[test]
+fn a_baseline_guest_moves_back_and_forth() {
+    let Some(firmware) = firmware_or_skip() else { return };
+    let run = cross(
+        firmware,
+        &["--from", "emulator", "--to", "emulator", "--moves", "2", "--cpu", "baseline", "--vcpus", "2"],
+    );
+    let hops = hops(&run);
+    // Vessels and guests show the same: nothing is translated.
+    assert_eq!(hops.len(), 3);
+    assert!(hops.iter().all(|hop| hop["status"] == "completed" && hop.get("registers").is_none()), "{hops:?}");
+}
+
+#[test]
+fn options_that_cannot_be_meant_are_refused() {
+    for (options, word) in [
+        (&["--skew", "sideways"][..], "view-alone"),
+        (&["--skew", "all", "--moves", "2"], "--moves"),
+        (&["--accel", "emulator"], "--from"),
+        (&["--uri", "file"], "--uri"),
+    ] {
+        run(["verify", "cross"].iter().chain(options), false).expect_refusal(2, word);
+    }
+    run(["verify", "chain", "--cpu", "baseline"], false).expect_refusal(2, "verify cross");
+}
