@@ -28,7 +28,7 @@ impl From<CpuArg> for CpuModel {
 /// `--unknown-registers`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum UnknownArg {
-    /// The move is refused [default].
+    /// The move is refused, by default.
     #[default]
     Refuse,
     /// They are left behind while they are zero, or the same on both sides.
@@ -40,7 +40,7 @@ pub(crate) enum UnknownArg {
 /// `--missing-features`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum MissingArg {
-    /// The move is refused [default].
+    /// The move is refused, by default.
     #[default]
     Refuse,
     /// They are named, and the guest is moved.

@@ -19,7 +19,7 @@ pub fn constants(registers: &[(u64, u128)], arch: Arch) -> Vec<(u64, u128)> {
 /// chosen.
 ///
 /// # Errors
-/// [`Refusal`] with every reason, as [`translate`] would give it.
+/// [`Refusal`] with every reason, as [`translate()`] would give it.
 pub fn check_constants(
     source: &[(u64, u128)],
     destination: &[(u64, u128)],

@@ -79,10 +79,10 @@ impl From<Listener> for Inbound {
 }
 
 /// Waits at `inbound` for a guest and runs it in `vm`. Returns when the source has said farewell, or is known not to; the
-/// guest runs since the monitor says [`Phase::Completed`]. Returns what the monitor shows in the end.
+/// guest runs since the monitor says [completed](super::Phase::Completed). Returns what the monitor shows in the end.
 ///
 /// # Errors
-/// [`MigrateError`]. The guest does not run here, but where the monitor says [`Phase::Completed`]: then it does, and
+/// [`MigrateError`]. The guest does not run here, but where the monitor says [completed](super::Phase::Completed): then it does, and
 /// something was found wrong afterwards.
 pub fn receive(
     vm: &dyn DestinationVm,
