@@ -101,6 +101,27 @@ fn a_guest_runs_stops_and_is_whole_at_the_end() {
 }
 
 #[test]
+fn where_each_vcpu_stands_is_told_of_a_guest_that_runs_on() {
+    if firmware_or_skip().is_none() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let vm = Vm::start(directory.path(), "a", &["--paused", "--vcpus", "2"]);
+    let lines = |answer: &Value| -> Vec<String> {
+        answer["return"]["vcpus"].as_array().unwrap().iter().map(|line| line.as_str().unwrap().to_owned()).collect()
+    };
+    let answers = vm.qmp(&["x-tidemark-vcpus", "cont", "x-tidemark-vcpus", "query-status"]);
+    let fresh = lines(&answers[0]);
+    assert!(
+        fresh[0].starts_with("vCPU 0: on, has not called, pc 0x") && fresh[1].starts_with("vCPU 1: off"),
+        "{fresh:?}"
+    );
+    assert!(lines(&answers[2])[0].contains("pstate 0x"), "{}", answers[2]);
+    assert_eq!(answers[3]["return"]["running"], true);
+    vm.quit();
+}
+
+#[test]
 fn a_migration_that_cannot_begin_leaves_the_guest_running() {
     if firmware_or_skip().is_none() {
         return;
