@@ -9,7 +9,7 @@ use crate::machine::CpuModel;
 /// `--cpu`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum CpuArg {
-    /// All that the accelerator has [default].
+    /// All that the accelerator has: the default.
     #[default]
     Host,
     /// What KVM and the emulator both have.
