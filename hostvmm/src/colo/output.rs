@@ -162,9 +162,9 @@ impl Positions {
         record.sequence < self.get(record.stream)
     }
 
-    /// Records before these positions, of all streams.
+    /// Records before these positions, of all streams; positions that come from outside may be any.
     pub fn total(&self) -> u64 {
-        self.0.iter().sum()
+        self.0.iter().fold(0, |all, next| all.saturating_add(*next))
     }
 
     /// Takes the number of the next record of `stream`.
@@ -235,6 +235,11 @@ mod tests {
         let bytes = positions.to_bytes();
         assert_eq!(bytes[..10], [0, 1, 0, 0, 0, 0, 0, 0, 1, 1]);
         assert_eq!(Positions::from_bytes(&bytes), positions);
+        assert_eq!(
+            Positions::from_bytes(&[0xff; Positions::BYTES]).total(),
+            u64::MAX,
+            "from a peer that makes them up"
+        );
     }
 
     #[test]
