@@ -60,7 +60,6 @@ fn options_that_cannot_be_meant_are_refused() {
         (&["--skew", "sideways"][..], "view-alone"),
         (&["--skew", "all", "--moves", "2"], "--moves"),
         (&["--accel", "emulator"], "--from"),
-        (&["--uri", "file"], "--uri"),
     ] {
         run(["verify", "cross"].iter().chain(options), false).expect_refusal(2, word);
     }
