@@ -178,6 +178,7 @@ fn drive(
             let left = std::mem::replace(&mut source, destination).quit(&watch)?;
             cancel.verified = judge_end(&mut Findings::numbered(ledger, "cancel", number), "A", &left);
         } else {
+            dismiss(&mut destination);
             let refused = destination.wait(&watch)?;
             let mut findings = Findings::numbered(ledger, "cancel", number);
             let without_guest =
@@ -237,6 +238,14 @@ fn call_off(source: &mut Side, destination: &mut Side) -> Result<Instant, PairEr
     source.go_on();
     destination.go_on();
     Ok(begun)
+}
+
+/// A source that was called off before it had connected has told nobody: who waits for it waits on until it is told.
+fn dismiss(destination: &mut Side) {
+    // One that has ended, or is about to, needs no telling.
+    if destination.migration().is_ok_and(|info| info["status"] == "setup") {
+        let _ = destination.execute("migrate_cancel", json!({}));
+    }
 }
 
 /// The guest runs as before, and nothing logs what it writes.
