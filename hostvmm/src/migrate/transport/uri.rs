@@ -248,7 +248,10 @@ impl fmt::Display for Uri {
             Self::Fd(FdAddress::Inherited(number)) => write!(f, "fd:{number}"),
             Self::Fd(FdAddress::Passing(path)) => write!(f, "fd:{}", path.display()),
             Self::Exec(command) => write!(f, "exec:{command}"),
-            Self::File { path, offset: 0 } => write!(f, "file:{}", path.display()),
+            // A name that ends like an offset is read as one, unless one follows.
+            Self::File { path, offset: 0 } if !path.to_string_lossy().contains(",offset=") => {
+                write!(f, "file:{}", path.display())
+            }
             Self::File { path, offset } => write!(f, "file:{},offset={offset:#x}", path.display()),
         }
     }
@@ -289,6 +292,9 @@ mod tests {
         assert_eq!("file:a,b".parse(), Ok(Uri::File { path: "a,b".into(), offset: 0 }));
         assert_eq!("file:a,offset=0x20000".parse(), Ok(Uri::File { path: "a".into(), offset: 0x2_0000 }));
         assert_eq!("file:a,offset=65536".parse(), Ok(Uri::File { path: "a".into(), offset: 0x1_0000 }));
+        let odd = Uri::File { path: "a,offset=b".into(), offset: 0 };
+        assert_eq!("file:a,offset=b,offset=0x0".parse(), Ok(odd.clone()));
+        assert_eq!(odd.to_string().parse(), Ok(odd), "what is shown is read back");
     }
 
     #[test]
