@@ -32,7 +32,9 @@ impl Shown {
                 let lowers = given < own || (given == 0xf && none_at(enc) >> low & 1 != 0);
                 given == own || lowers
             });
-        if possible {
+        if possible && value == own {
+            self.0.remove(&enc);
+        } else if possible {
             self.0.insert(enc, value);
         }
         possible
@@ -81,6 +83,13 @@ mod tests {
         assert!(!shown.set(A64, MIDR_EL1, 0), "a name is no feature");
         assert!(shown.set(A64, CTR_EL0, id::CTR & !(1 << 28)) && !shown.set(A64, CTR_EL0, 0), "IDC alone");
         assert!(!shown.set(A64, super::super::enc::SCTLR_EL1, 0));
+    }
+
+    #[test]
+    fn who_shows_what_it_has_is_as_it_was_made() {
+        let mut shown = Shown::default();
+        assert!(shown.set(A64, ID_AA64ISAR0_EL1, 0) && shown.set(A64, ID_AA64ISAR0_EL1, id::ISAR0));
+        assert_eq!(shown, Shown::default());
     }
 
     #[test]
