@@ -123,10 +123,8 @@ impl RamCache {
             let runs: Vec<_> = pages.runs().map(|run| run.start * page_bytes..run.end * page_bytes).collect();
             let threads = Threads::of_host();
             let shares = threads.share_out(&runs, page_bytes, WORTH_A_THREAD_BYTES);
-            for done in threads.run(&shares, |share| self.copy(ram, slot, share)) {
-                for range in done? {
-                    copied[slot.index()].set_range(range.start / page_bytes..range.end / page_bytes);
-                }
+            for done in threads.run(&shares, |share| self.copy(ram, slot, share, page_bytes)) {
+                copied[slot.index()].or(&done?);
             }
         }
         Ok(copied)
@@ -145,14 +143,24 @@ impl RamCache {
         &self.memory
     }
 
-    fn copy(&self, ram: &GuestMemory, slot: SlotId, runs: &[Range<u64>]) -> Result<Vec<Range<u64>>, MemoryError> {
-        let mut done = Vec::with_capacity(runs.len());
+    /// One thread's share. Each keeps its own account: of many short runs, one thread's of all would cost as much as the copy.
+    fn copy(
+        &self,
+        ram: &GuestMemory,
+        slot: SlotId,
+        runs: &[Range<u64>],
+        page_bytes: u64,
+    ) -> Result<PageBitmap, MemoryError> {
+        let mut done = PageBitmap::covering(ram.slot(slot).range().len_bytes(), page_bytes);
+        let len_bytes = ram.slot(slot).range().len_bytes();
+        let (ours, theirs) = (self.memory.volatile_slice(slot, 0, len_bytes)?, ram.volatile_slice(slot, 0, len_bytes)?);
         for run in runs {
-            let len_bytes = run.end - run.start;
-            let from = self.memory.volatile_slice(slot, run.start, len_bytes)?;
-            let to = ram.volatile_slice(slot, run.start, len_bytes)?;
+            let (offset, len_bytes) = (run.start, run.end - run.start);
+            let outside = |_| MemoryError::OutOfSlot { slot, offset, len_bytes };
+            let from = ours.subslice(offset as usize, len_bytes as usize).map_err(outside)?;
+            let to = theirs.subslice(offset as usize, len_bytes as usize).map_err(outside)?;
             from.copy_to_volatile_slice(to);
-            done.push(run.clone());
+            done.set_range(run.start / page_bytes..run.end / page_bytes);
         }
         Ok(done)
     }
