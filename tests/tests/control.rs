@@ -31,7 +31,10 @@ impl Vm {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        while !socket.exists() {
+        // The control socket is there before the address at which a guest is waited for.
+        let incoming = options.iter().skip_while(|option| **option != "--incoming").nth(1);
+        let incoming = incoming.and_then(|uri| uri.strip_prefix("unix:")).map(Path::new);
+        while !socket.exists() || incoming.is_some_and(|path| !path.exists()) {
             assert!(process.try_wait().unwrap().is_none(), "{name} has ended");
             std::thread::yield_now();
         }
