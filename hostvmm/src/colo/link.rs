@@ -4,6 +4,7 @@
 //! thread may send. Silence for longer than the heartbeat's limit ends the line, for whoever reads and whoever writes.
 
 use std::io::{Read as _, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -94,6 +95,22 @@ fn hello(bytes: &[u8]) -> Result<Hello, MigrateError> {
 /// The queue of events of one side, made before there is a line.
 pub(super) fn events() -> (SyncSender<Event>, Receiver<Event>) {
     sync_channel(QUEUE)
+}
+
+/// What wakes a side from any thread: it ends the waiting for the other side, or, once both have met, has this one look. A full
+/// queue wakes as well.
+pub(super) fn waker(
+    events: SyncSender<Event>,
+    cancel: CancelToken,
+    is_met: Arc<AtomicBool>,
+) -> impl Fn() + Send + Sync + 'static {
+    move || {
+        if is_met.load(Ordering::Acquire) {
+            let _ = events.try_send(Event::Look);
+        } else {
+            cancel.cancel();
+        }
+    }
 }
 
 /// One side's end of the channel, once both have agreed.

@@ -23,7 +23,7 @@ use super::compare::Compare;
 use super::error::ColoError;
 use super::faults::ColoBoundary;
 use super::info::{Cause, ColoPhase, Divergence, ExitReason, Held};
-use super::link::{Event, Farewell, Line, Peer, events, is_cancelled, listen};
+use super::link::{Event, Farewell, Line, Peer, events, is_cancelled, listen, waker};
 use super::monitor::{ColoMonitor, Ending};
 use super::outlet::OutletError;
 use super::output::Positions;
@@ -63,15 +63,7 @@ pub fn protect(vm: &dyn ColoVm, peer: &Peer, voice: &mut Voice, monitor: &ColoMo
         }
     };
     let is_met = Arc::new(AtomicBool::new(false));
-    let (wake, token, has_met) = (sender.clone(), cancel.clone(), Arc::clone(&is_met));
-    monitor.begin(Side::Primary, voice.epoch(), move || {
-        if has_met.load(Ordering::Acquire) {
-            // A full queue wakes as well.
-            let _ = wake.try_send(Event::Look);
-        } else {
-            token.cancel();
-        }
-    });
+    monitor.begin(Side::Primary, voice.epoch(), waker(sender.clone(), cancel.clone(), Arc::clone(&is_met)));
     vm.output().start();
     let met = meet(vm, peer, voice, monitor, &cancel);
     is_met.store(true, Ordering::Release);
@@ -84,13 +76,12 @@ pub fn protect(vm: &dyn ColoVm, peer: &Peer, voice: &mut Voice, monitor: &ColoMo
     // A full queue is looked at soon enough.
     let _watch = vm.output().watch(move || drop(looks.try_send(Event::Look)));
     thread::scope(|scope| {
-        let farewell = Farewell(primary.line.handle());
+        let _farewell = Farewell(primary.line.handle());
         if let Some(reader) = reader {
             scope.spawn(move || listen(reader, &sender, |message, bytes, _| take(message, bytes)));
         }
         let outcome = primary.run(&queue);
         primary.line.hang_up();
-        drop(farewell);
         // Whoever waits for room in the queue finds it.
         while queue.try_recv().is_ok() {}
         drop(queue);

@@ -18,7 +18,7 @@ use super::cache::RamCache;
 use super::error::ColoError;
 use super::faults::ColoBoundary;
 use super::info::{ColoPhase, ExitReason};
-use super::link::{Event, Farewell, Line, accept, events, is_cancelled, listen};
+use super::link::{Event, Farewell, Line, accept, events, is_cancelled, listen, waker};
 use super::monitor::{ColoMonitor, Ending};
 use super::outlet::OutletError;
 use super::output::Positions;
@@ -53,15 +53,7 @@ pub fn shadow(vm: &dyn ColoVm, mut listener: Listener, voice: &mut Voice, monito
         Ok(cancel) => cancel,
         Err(error) => return discarded(monitor, error.into()),
     };
-    let (wake, token, has_met) = (sender.clone(), cancel.clone(), Arc::clone(&is_met));
-    monitor.begin(Side::Secondary, 0, move || {
-        if has_met.load(Ordering::Acquire) {
-            // A full queue wakes as well.
-            let _ = wake.try_send(Event::Look);
-        } else {
-            token.cancel();
-        }
-    });
+    monitor.begin(Side::Secondary, 0, waker(sender.clone(), cancel.clone(), Arc::clone(&is_met)));
     let mut secondary = match meet(vm, &mut listener, voice, monitor, &cancel, &is_met) {
         Ok(secondary) => secondary,
         Err(error) => return discarded(monitor, error),
@@ -73,7 +65,7 @@ pub fn shadow(vm: &dyn ColoVm, mut listener: Listener, voice: &mut Voice, monito
     // A full queue is looked at soon enough.
     let _watch = vm.output().watch(move || drop(looks.try_send(Event::Look)));
     thread::scope(|scope| {
-        let farewell = Farewell(secondary.line.handle());
+        let _farewell = Farewell(secondary.line.handle());
         if let Some(reader) = reader {
             let mut arrivals = Arrivals {
                 cache: Arc::clone(&secondary.cache),
@@ -88,7 +80,6 @@ pub fn shadow(vm: &dyn ColoVm, mut listener: Listener, voice: &mut Voice, monito
         }
         let outcome = secondary.run(&queue);
         secondary.line.hang_up();
-        drop(farewell);
         // Whoever waits for room in the queue finds it.
         while queue.try_recv().is_ok() {}
         drop(queue);
