@@ -8,10 +8,15 @@ fn median(mut samples: Vec<Duration>) -> f64 {
     samples[samples.len() / 2].as_secs_f64()
 }
 
+/// Rounds at least, and how long they take at least: what is over in a millisecond is looked at more often.
+const ROUNDS: usize = 11;
+const LEAST: Duration = Duration::from_millis(500);
+
 /// Median times of two things, in seconds.
 pub(crate) fn in_turn<A, B>(mut first: impl FnMut() -> A, mut second: impl FnMut() -> B) -> (f64, f64) {
     let (mut left, mut right) = (Vec::new(), Vec::new());
-    for _ in 0..11 {
+    let begun = Instant::now();
+    while left.len() < ROUNDS || begun.elapsed() < LEAST {
         let start = Instant::now();
         black_box(first());
         left.push(start.elapsed());

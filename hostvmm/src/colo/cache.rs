@@ -119,11 +119,9 @@ impl RamCache {
         let mut copied = pages::clean(ram, pages[0].page_bytes());
         for slot in SlotId::ALL {
             let pages = &pages[slot.index()];
-            let page_bytes = pages.page_bytes();
-            let runs: Vec<_> = pages.runs().map(|run| run.start * page_bytes..run.end * page_bytes).collect();
             let threads = Threads::of_host();
-            let shares = threads.share_out(&runs, page_bytes, WORTH_A_THREAD_BYTES);
-            for done in threads.run(&shares, |share| self.copy(ram, slot, share, page_bytes)) {
+            let worth = (pages.count() * pages.page_bytes() / WORTH_A_THREAD_BYTES).clamp(1, threads.count() as u64);
+            for done in threads.run(&pages.shares(worth), |share| self.copy(ram, slot, pages, share.clone())) {
                 copied[slot.index()].or(&done?);
             }
         }
@@ -148,19 +146,20 @@ impl RamCache {
         &self,
         ram: &GuestMemory,
         slot: SlotId,
-        runs: &[Range<u64>],
-        page_bytes: u64,
+        pages: &PageBitmap,
+        share: Range<u64>,
     ) -> Result<PageBitmap, MemoryError> {
-        let mut done = PageBitmap::covering(ram.slot(slot).range().len_bytes(), page_bytes);
         let len_bytes = ram.slot(slot).range().len_bytes();
+        let page_bytes = pages.page_bytes();
+        let mut done = PageBitmap::covering(len_bytes, page_bytes);
         let (ours, theirs) = (self.memory.volatile_slice(slot, 0, len_bytes)?, ram.volatile_slice(slot, 0, len_bytes)?);
-        for run in runs {
-            let (offset, len_bytes) = (run.start, run.end - run.start);
+        for run in pages.runs_within(share) {
+            let (offset, len_bytes) = (run.start * page_bytes, (run.end - run.start) * page_bytes);
             let outside = |_| MemoryError::OutOfSlot { slot, offset, len_bytes };
             let from = ours.subslice(offset as usize, len_bytes as usize).map_err(outside)?;
             let to = theirs.subslice(offset as usize, len_bytes as usize).map_err(outside)?;
             from.copy_to_volatile_slice(to);
-            done.set_range(run.start / page_bytes..run.end / page_bytes);
+            done.set_range(run);
         }
         Ok(done)
     }

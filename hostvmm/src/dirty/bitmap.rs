@@ -190,7 +190,33 @@ impl PageBitmap {
 
     /// The maximal half-open runs of set pages, in order: two runs are never adjacent.
     pub fn runs(&self) -> Runs<'_> {
-        Runs { bitmap: self, next: 0 }
+        self.runs_within(0..self.pages)
+    }
+
+    /// As [`Self::runs`], of the pages of `range` alone: what of a run lies outside is left out.
+    ///
+    /// # Panics
+    /// If the range ends past [`Self::pages`].
+    pub fn runs_within(&self, range: Range<u64>) -> Runs<'_> {
+        assert!(range.end <= self.pages, "page range {range:?} ends past {} pages", self.pages);
+        Runs { bitmap: self, next: range.start, end: range.end }
+    }
+
+    /// Cuts the pages into at most `count` ranges that together are all of them and hold about as many pages of the set each:
+    /// up to a word of bits more or less. At least one.
+    pub fn shares(&self, count: u64) -> Vec<Range<u64>> {
+        let quota = self.count().div_ceil(count.max(1)).max(1);
+        let (mut out, mut start, mut held) = (Vec::new(), 0, 0);
+        for (word, index) in self.words.iter().zip(1_u64..) {
+            held += u64::from(word.count_ones());
+            let end = index * WORD_BITS;
+            if held >= quota && end < self.pages && out.len() as u64 + 1 < count {
+                out.push(start..end);
+                (start, held) = (end, 0);
+            }
+        }
+        out.push(start..self.pages);
+        out
     }
 
     /// The same set counted in pages of another size. A larger page is in the set if any page within it was; a smaller one if
@@ -277,11 +303,12 @@ impl PageBitmap {
     }
 }
 
-/// Iterator over the maximal runs of a [`PageBitmap`].
+/// Iterator over the maximal runs of a [`PageBitmap`], or of a range of its pages.
 #[derive(Clone, Debug)]
 pub struct Runs<'a> {
     bitmap: &'a PageBitmap,
     next: u64,
+    end: u64,
 }
 
 impl Iterator for Runs<'_> {
@@ -289,11 +316,11 @@ impl Iterator for Runs<'_> {
 
     fn next(&mut self) -> Option<Range<u64>> {
         let start = self.bitmap.find(self.next, true);
-        if start == self.bitmap.pages {
-            self.next = start;
+        if start >= self.end {
+            self.next = self.end;
             return None;
         }
-        self.next = self.bitmap.find(start, false);
+        self.next = self.bitmap.find(start, false).min(self.end);
         Some(start..self.next)
     }
 }
@@ -336,6 +363,21 @@ mod tests {
             prop_assert_eq!(left.without(&right), bitmap(pages, &(&a - &b)));
             let bytes = left.to_bytes();
             prop_assert_eq!(PageBitmap::from_bytes(&bytes, pages, 4096).unwrap(), left);
+        }
+
+        #[test]
+        fn shares_are_all_pages_and_hold_as_many_of_the_set((pages, a, _) in sets(), count in 1_u64..6) {
+            let bitmap = bitmap(pages, &a);
+            let shares = bitmap.shares(count);
+            prop_assert!(shares.len() as u64 <= count);
+            prop_assert!(shares.iter().all(|share| !share.is_empty()));
+            prop_assert_eq!(shares.iter().cloned().flatten().collect::<Vec<_>>(), (0..pages).collect::<Vec<_>>());
+            let quota = bitmap.count().div_ceil(count);
+            for share in shares {
+                let held: Vec<_> = bitmap.runs_within(share.clone()).flatten().collect();
+                prop_assert_eq!(&held, &a.range(share).copied().collect::<Vec<_>>());
+                prop_assert!((held.len() as u64) < quota + WORD_BITS);
+            }
         }
 
         #[test]

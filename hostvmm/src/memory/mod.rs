@@ -291,12 +291,7 @@ impl GuestMemory {
     ///
     /// # Errors
     /// [`MemoryError::OutOfSlot`] where the range reaches past the slot.
-    pub(crate) fn volatile_slice(
-        &self,
-        slot: SlotId,
-        offset: u64,
-        len_bytes: u64,
-    ) -> Result<VolatileSlice<'_>, MemoryError> {
+    pub fn volatile_slice(&self, slot: SlotId, offset: u64, len_bytes: u64) -> Result<VolatileSlice<'_>, MemoryError> {
         self.slot(slot).check(offset, len_bytes)?;
         self.slot(slot)
             .mapping()
