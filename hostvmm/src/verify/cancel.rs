@@ -106,7 +106,7 @@ pub fn run_cancel(
     for group in groups {
         let result = drive(spec, group, watch, progress, &mut ledger);
         let failed = result.is_err();
-        conclude(&mut ledger, result)?;
+        conclude(&mut ledger, interrupt, result)?;
         if failed {
             break;
         }

@@ -9,7 +9,7 @@
 
 use super::Interrupt;
 use super::migrate::{conclude, judge_end};
-use super::pair::crossing::Crossing;
+use super::pair::crossing::{Crossing, Outcome};
 use super::pair::{Findings, MigrateSpec, PairError, Place, Watch};
 use super::passes::RunError;
 use crate::report::ledger::{HopEntry, MigrationEntry};
@@ -34,7 +34,7 @@ pub fn run_chain(
     ledger.migration = Some(MigrationEntry::default());
     let watch = Watch::new(spec.timeout, interrupt);
     let result = drive(spec, hops, watch, progress, &mut ledger);
-    conclude(&mut ledger, result)?;
+    conclude(&mut ledger, interrupt, result)?;
     if let Some(entry) = &mut ledger.migration {
         sum_up(entry);
     }
@@ -67,6 +67,8 @@ fn drive(
         Ok::<_, PairError>((ends, side))
     };
     let mut source = crossing.first(&name(0), &options)?;
+    // Its history begins with the second step: the first one touches all memory.
+    source.wait_steps(&watch, 1)?;
     let mut next = Some(prepare(1)?);
     for hop in 1..=hops {
         let Some((ends, waiting)) = next.take() else { break };
@@ -81,13 +83,7 @@ fn drive(
             None => crossing.incoming(&name(hop), &ends.destination, &options)?,
         };
         let seen = MigrationEntry::from_query(&outcome.info);
-        let mut findings = Findings::numbered(ledger, "hop", hop as usize);
-        findings.check("one-guest", !outcome.both_ran, "one side that runs the guest", || "both".to_owned());
-        let completed = findings.check("status", outcome.status() == "completed", "completed", || {
-            format!("{} {}", seen.status, seen.error.clone().unwrap_or_default())
-        });
-        let equal = seen.digests.iter().all(|slot| slot.equal);
-        findings.check("digest", equal, "equal digests of all memory", || format!("{:?}", seen.digests));
+        let completed = judge_hop(&mut Findings::numbered(ledger, "hop", hop as usize), &outcome, &seen);
         if completed {
             crossing.wait_running(&mut destination)?;
         }
@@ -135,6 +131,17 @@ pub(super) fn sum_up(entry: &mut MigrationEntry) {
     if let Some(last) = entry.hops.iter().find(|hop| hop.status != "completed").or(entry.hops.last()) {
         entry.status.clone_from(&last.status);
     }
+}
+
+/// What a hop came to, as `seen` at its source. Whether it was completed.
+pub(super) fn judge_hop(findings: &mut Findings<'_>, outcome: &Outcome, seen: &MigrationEntry) -> bool {
+    findings.check("one-guest", !outcome.both_ran, "one side that runs the guest", || "both".to_owned());
+    let completed = findings.check("status", outcome.status() == "completed", "completed", || {
+        format!("{} {}", seen.status, seen.error.clone().unwrap_or_default())
+    });
+    let equal = seen.digests.iter().all(|slot| slot.equal);
+    findings.check("digest", equal, "equal digests of all memory", || format!("{:?}", seen.digests));
+    completed
 }
 
 #[cfg(test)]

@@ -155,7 +155,7 @@ pub fn run_colo(spec: &ColoSpec, interrupt: &Interrupt, progress: &Progress) -> 
     let spec = &spec;
     let mut ledger = spec.pair.blank_ledger();
     let result = drive(spec, Watch::new(spec.pair.timeout, interrupt), progress, &mut ledger);
-    conclude(&mut ledger, result)?;
+    conclude(&mut ledger, interrupt, result)?;
     Ok(ledger)
 }
 

@@ -112,7 +112,7 @@ pub fn run_colo_kills(
         }
     }
     if made < kills.len() {
-        conclude(&mut ledger, Err(PairError::Interrupted))?;
+        conclude(&mut ledger, interrupt, Err(PairError::Interrupted))?;
     }
     Ok(ledger)
 }

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use workload::SplitMix64;
 
 use super::Interrupt;
+use super::chain::judge_hop;
 use super::migrate::{conclude, judge_end};
 use super::pair::crossing::Crossing;
 use super::pair::{Findings, MigrateSpec, PairError, Place, Side, Watch};
@@ -67,7 +68,7 @@ pub fn run_cross(spec: &CrossSpec, interrupt: &Interrupt, progress: &Progress) -
     ledger.migration = Some(MigrationEntry::default());
     let watch = Watch::new(spec.from.timeout, interrupt);
     let result = drive(spec, watch, progress, &mut ledger);
-    conclude(&mut ledger, result)?;
+    conclude(&mut ledger, interrupt, result)?;
     if let Some(entry) = &mut ledger.migration {
         super::chain::sum_up(entry);
     }
@@ -121,13 +122,7 @@ fn drive(spec: &CrossSpec, watch: Watch<'_>, progress: &Progress, ledger: &mut L
         crossing(hop - 1).begin(&mut source, &ends.source)?;
         let outcome = crossing(hop).wait(&mut source, Some(&mut destination))?;
         let seen = MigrationEntry::from_query(&outcome.info);
-        let mut findings = Findings::numbered(ledger, "hop", hop as usize);
-        findings.check("one-guest", !outcome.both_ran, "one side that runs the guest", || "both".to_owned());
-        let completed = findings.check("status", outcome.status() == "completed", "completed", || {
-            format!("{} {}", seen.status, seen.error.clone().unwrap_or_default())
-        });
-        let equal = seen.digests.iter().all(|slot| slot.equal);
-        findings.check("digest", equal, "equal digests of all memory", || format!("{:?}", seen.digests));
+        let completed = judge_hop(&mut Findings::numbered(ledger, "hop", hop as usize), &outcome, &seen);
         let mut entry = HopEntry {
             hop,
             from: name(hop - 1),
@@ -147,6 +142,7 @@ fn drive(spec: &CrossSpec, watch: Watch<'_>, progress: &Progress, ledger: &mut L
         crossing(hop).wait_arrived(&mut destination)?;
         entry.registers = MigrationEntry::from_query(&destination.migration()?).registers;
         let lost = lost(&mut source, &mut destination, spec.place(hop), entry.registers.as_ref())?;
+        let mut findings = Findings::numbered(ledger, "hop", hop as usize);
         findings
             .check("registers", lost.is_empty(), "registers that differ only as the table says", || lost.join("; "));
         let is_told = entry.registers.is_some()

@@ -99,7 +99,7 @@ pub fn run_kills(
         match result {
             Ok(entry) => ledger.migration.get_or_insert_default().kills[index] = entry,
             Err(error) if error.exit_code().is_some() || matches!(error, PairError::Interrupted) => {
-                conclude(&mut ledger, Err(error))?;
+                conclude(&mut ledger, interrupt, Err(error))?;
             }
             Err(error) => {
                 Findings::numbered(&mut ledger, "kill", index + 1).fail("run", "an end", error.to_string());
@@ -107,7 +107,7 @@ pub fn run_kills(
         }
     }
     if interrupt.is_raised() {
-        conclude(&mut ledger, Err(PairError::Interrupted))?;
+        conclude(&mut ledger, interrupt, Err(PairError::Interrupted))?;
     }
     Ok(ledger)
 }

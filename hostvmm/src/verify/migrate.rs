@@ -72,7 +72,7 @@ fn run_one(spec: &MigrateSpec, interrupt: &Interrupt) -> Result<Ledger, RunError
     let mut ledger = spec.blank_ledger();
     let watch = Watch::new(spec.timeout, interrupt);
     let result = drive(spec, watch, &mut ledger);
-    conclude(&mut ledger, result)?;
+    conclude(&mut ledger, interrupt, result)?;
     Ok(ledger)
 }
 
@@ -80,8 +80,13 @@ fn run_one(spec: &MigrateSpec, interrupt: &Interrupt) -> Result<Ledger, RunError
 ///
 /// # Errors
 /// [`RunError::Pair`] where a VM could not be what was asked for: nothing has been proven.
-pub(super) fn conclude(ledger: &mut Ledger, result: Result<(), PairError>) -> Result<(), RunError> {
-    match result {
+pub(super) fn conclude(
+    ledger: &mut Ledger,
+    interrupt: &Interrupt,
+    result: Result<(), PairError>,
+) -> Result<(), RunError> {
+    // Ctrl-C reaches the VMs as well, and whoever asks them next finds them gone.
+    match result.map_err(|error| if interrupt.is_raised() { PairError::Interrupted } else { error }) {
         Ok(()) => Ok(()),
         Err(error) if matches!(error.exit_code(), Some(2 | 4)) => Err(error.into()),
         Err(error) => {
@@ -228,5 +233,26 @@ fn judge_lines(findings: &mut Findings<'_>, spec: &MigrateSpec, entry: &mut Migr
     findings.check("clock", jumps == 0, "lines that follow each other as time does", || format!("{jumps} jumps"));
     if let Some(clock) = &mut entry.clock {
         (clock.lines, clock.jumps) = (lines.len() as u64, jumps);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::sample_ledger;
+
+    #[test]
+    fn a_vm_that_is_gone_is_no_finding_of_a_run_that_the_user_ended() {
+        let ended = || PairError::TimedOut { what: "a VM".to_owned(), waited: Duration::ZERO, found: Vec::new() };
+        let interrupt = Interrupt::default();
+        let reason = |interrupt| {
+            let mut ledger = sample_ledger();
+            conclude(&mut ledger, interrupt, Err(ended())).unwrap();
+            assert_eq!(ledger.verdict, Verdict::Fail);
+            ledger.reason
+        };
+        assert_eq!(reason(&interrupt), Some(ended().to_string()));
+        interrupt.raise();
+        assert_eq!(reason(&interrupt).as_deref(), Some("interrupted"));
     }
 }

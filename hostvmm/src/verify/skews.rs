@@ -112,7 +112,7 @@ pub fn run_skews(
     for (number, case) in (1..).zip(cases(skew)) {
         let result = drive(&spec.from, case, number, watch, &mut ledger);
         let failed = result.is_err();
-        conclude(&mut ledger, result)?;
+        conclude(&mut ledger, interrupt, result)?;
         progress.advance(case.skew.name().to_owned());
         if failed {
             break;
