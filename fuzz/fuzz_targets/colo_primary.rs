@@ -9,7 +9,7 @@ mod migrate_frames;
 use hostvmm::colo::protocol::{PrimaryAction, PrimaryEvent, PrimaryMachine, PrimaryState};
 use hostvmm::migrate::wire::{ColoMessage, FrameDecoder, Message, Tag};
 use libfuzzer_sys::fuzz_target;
-use migrate_frames::{Records, reencodes};
+use migrate_frames::Records;
 
 /// The machine, and what it has done.
 struct Primary {
@@ -48,10 +48,7 @@ fuzz_target!(|data: &[u8]| {
     let mut primary = Primary { machine, is_fenced: false, is_protected: false };
     let mut decoder = FrameDecoder::new();
     for record in Records::new(bytes) {
-        let Ok(header) = decoder.header(&record.header) else { return };
-        let Ok(message) = decoder.message(&header, record.meta) else { return };
-        assert!(!record.is_broken, "a broken seal was not noticed");
-        reencodes(&message, record.meta);
+        let Some(message) = record.message(&mut decoder) else { return };
         if !record.is_destinations {
             let event = match message.tag() {
                 Tag::CheckpointRequest => PrimaryEvent::Want,

@@ -15,7 +15,7 @@ use hostvmm::memory::{GuestMemory, SlotId};
 use hostvmm::migrate::pages::Unpacker;
 use hostvmm::migrate::wire::{ColoMessage, FrameDecoder, MAX_SECTIONS_BYTES, Message, Sections, Tag};
 use libfuzzer_sys::fuzz_target;
-use migrate_frames::{Records, description, reencodes};
+use migrate_frames::{Records, description};
 
 static MEMORY: LazyLock<GuestMemory> = LazyLock::new(|| {
     let boot = description().boot;
@@ -58,10 +58,7 @@ fuzz_target!(|data: &[u8]| {
     let (mut unpacker, mut sections, mut dirty) = (Unpacker::new(geometry), Sections::new(), no_pages());
     let mut decoder = FrameDecoder::new();
     for record in Records::new(bytes) {
-        let Ok(header) = decoder.header(&record.header) else { return };
-        let Ok(message) = decoder.message(&header, record.meta) else { return };
-        assert!(!record.is_broken, "a broken seal was not noticed");
-        reencodes(&message, record.meta);
+        let Some(message) = record.message(&mut decoder) else { return };
         if record.is_destinations {
             let event = match message.tag() {
                 Tag::VmstateReceived => SecondaryEvent::Verified,

@@ -6,7 +6,7 @@ use abi::boot::BootInfo;
 use abi::packet::GuestOutput;
 use abi::{GuestRange, Tables, VaBits, map};
 use hostvmm::backend::Accelerator;
-use hostvmm::migrate::wire::{Description, Features, FrameEncoder, HEADER_BYTES, Message, Offer};
+use hostvmm::migrate::wire::{Description, Features, FrameDecoder, FrameEncoder, HEADER_BYTES, Message, Offer};
 use hostvmm::migrate::{ClockOffset, CounterPolicy, DigestMode};
 use twox_hash::XxHash3_64;
 
@@ -64,11 +64,17 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
-/// What decodes encodes to the same bytes.
-pub fn reencodes(message: &Message, meta: &[u8]) {
-    let mut bytes = Vec::new();
-    FrameEncoder::new().encode(message, 0, &mut bytes);
-    assert_eq!(bytes[HEADER_BYTES..], *meta, "{} is not what was sent", message.tag());
+impl Record<'_> {
+    /// Its message, which encodes to the same bytes; `None` where `decoder` refuses it.
+    pub fn message(&self, decoder: &mut FrameDecoder) -> Option<Message> {
+        let header = decoder.header(&self.header).ok()?;
+        let message = decoder.message(&header, self.meta).ok()?;
+        assert!(!self.is_broken, "a broken seal was not noticed");
+        let mut bytes = Vec::new();
+        FrameEncoder::new().encode(&message, 0, &mut bytes);
+        assert_eq!(bytes[HEADER_BYTES..], *self.meta, "{} is not what was sent", message.tag());
+        Some(message)
+    }
 }
 
 /// The machine of both sides: 64 pages of RAM, 32 of region.
