@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +13,11 @@ use crate::{Run, hostvmm, run};
 
 /// Any wait: far more than anything takes on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whether somebody listens at a socket file, which is there a moment earlier.
+pub fn listens(path: &Path) -> bool {
+    UnixStream::connect(path).is_ok()
+}
 
 /// A VM; killed when this is dropped.
 pub struct Vm {
@@ -43,7 +49,7 @@ impl Vm {
             .spawn()
             .expect("hostvmm starts");
         let mut vm = Self { process, socket, stderr, ledger };
-        vm.until("its control socket", |vm| vm.socket.exists().then_some(()));
+        vm.until("its control socket", |vm| listens(&vm.socket).then_some(()));
         vm
     }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
+use tests::vm::listens;
 use tests::{Run, firmware_or_skip, hostvmm, run};
 
 const WORKLOAD: &str = "dirtyram:pages=64,step=8,sleep_ms=5";
@@ -34,7 +35,7 @@ impl Vm {
         // The control socket is there before the address at which a guest is waited for.
         let incoming = options.iter().skip_while(|option| **option != "--incoming").nth(1);
         let incoming = incoming.and_then(|uri| uri.strip_prefix("unix:")).map(Path::new);
-        while !socket.exists() || incoming.is_some_and(|path| !path.exists()) {
+        while !listens(&socket) || incoming.is_some_and(|path| !listens(path)) {
             assert!(process.try_wait().unwrap().is_none(), "{name} has ended");
             std::thread::yield_now();
         }
@@ -156,7 +157,8 @@ fn a_destination_that_does_not_fit_says_why_on_both_sides() {
         ("vcpus", &["--vcpus", "2"], "vCPUs"),
         ("seed", &["--seed", "7"], "seed"),
     ] {
-        let uri = format!("unix:{}", directory.path().join(format!("{name}.mig")).display());
+        // Without the word in its name, which an error of another kind would show as well.
+        let uri = format!("unix:{}", directory.path().join(format!("{}.mig", options[1])).display());
         let mut options = options.to_vec();
         options.extend(["--incoming", &uri]);
         let destination = Vm::start(directory.path(), name, &options);

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use tests::vm::Vm;
+use tests::vm::{Vm, listens};
 use tests::{firmware_or_skip, run};
 
 const WORKLOAD: &str = "dirtyram:pages=256,step=16,sleep_ms=1";
@@ -87,7 +87,7 @@ fn a_listener_is_the_owners_alone_and_garbage_gets_nothing() {
     let mut waiting = options(firmware, &[]);
     waiting.extend(["--incoming", &uri]);
     let mut destination = Vm::start(directory.path(), "destination", &waiting);
-    destination.until("its listener", |_| path.exists().then_some(()));
+    destination.until("its listener", |_| listens(&path).then_some(()));
     for socket in [&path, &directory.path().join("destination.qmp")] {
         assert_eq!(std::fs::metadata(socket).unwrap().permissions().mode() & 0o777, 0o600);
     }
