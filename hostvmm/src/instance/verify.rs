@@ -193,15 +193,12 @@ impl Findings {
     }
 }
 
-/// Why a guest cannot go on, in a line; an exception's registers are printed.
+/// Why a guest cannot go on, in a line; all of an exception's registers are printed.
 pub(super) fn describe(error: &GuestError, progress: &Progress) -> String {
-    match error {
-        GuestError::Exception(text) => {
-            progress.line(text.trim_end());
-            "the guest took an unexpected exception".to_owned()
-        }
-        error => error.to_string(),
+    if let GuestError::Exception(text) = error {
+        progress.line(text.trim_end());
     }
+    error.reason()
 }
 
 fn hex(digest: u64) -> String {

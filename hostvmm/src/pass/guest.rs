@@ -147,6 +147,14 @@ impl GuestError {
             outcome => Self::Unexpected { vcpu, what: format!("answered a command with {outcome:?}") },
         }
     }
+
+    /// What is wrong, in one line: of an exception what it was and where.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Exception(text) => format!("the guest took an {}", text.lines().next().unwrap_or_default()),
+            error => error.to_string(),
+        }
+    }
 }
 
 fn feature_name(feature: u64) -> &'static str {

@@ -194,9 +194,9 @@ pub(super) fn conclude_early(ledger: &mut Ledger, error: &PassError, progress: &
                 (done, _) => format!("interrupted after {done} passes"),
             });
         }
-        PassError::Guest(GuestError::Exception(text)) => {
+        PassError::Guest(error @ GuestError::Exception(text)) => {
             progress.line(text.trim_end());
-            ledger.reason = Some("the guest took an unexpected exception".to_owned());
+            ledger.reason = Some(error.reason());
         }
         _ => {}
     }
