@@ -31,10 +31,12 @@ impl CommonArgs {
     /// # Errors
     /// An [`Ending`] with status 2 for what is wrong with the options, with status 4 for what this host or build lacks.
     pub(crate) fn spec(&self, scenario: &'static str) -> Result<Spec, Ending> {
+        self.kernel.check(self, scenario)?;
         self.check_outputs()?;
         let arch = self.arch()?;
         let tables = self.tables(arch)?;
         let accelerator = self.accelerator().resolve(arch).map_err(Ending::unavailable)?;
+        self.kernel.check_accelerator(accelerator)?;
         let logs = self.logs(accelerator)?;
         let workload = parse_workload(self.workload.as_deref().unwrap_or(DEFAULT_WORKLOAD))?;
         let (pattern, params) = workload.encode();
@@ -65,6 +67,7 @@ impl CommonArgs {
             clock_line: self.clock_line,
             output: self.guest_output.into(),
             standalone: false,
+            kernel: self.kernel.files(),
             log_page_bytes: self.host_page.map(|page| Granule::from(page).bytes()),
             kvm_log: logs.iter().find_map(|log| log.kvm_log()).unwrap_or_default(),
             backing: self.backing.unwrap_or_default(),
@@ -83,7 +86,7 @@ impl CommonArgs {
         Ok(Spec {
             scenario,
             machine,
-            firmware: self.firmware(arch)?,
+            firmware: self.kernel.kernel.clone().map_or_else(|| self.firmware(arch), Ok)?,
             workload,
             logs,
             passes: self.passes,

@@ -115,6 +115,8 @@ pub(super) struct Shared {
     memory: GuestMemory,
     firmware: PathBuf,
     arch: Arch,
+    /// Whether the guest can call: a kernel of somebody else's has no doorbell, and its HVCs are not ours.
+    calls: bool,
     control: Mutex<Control>,
     changed: Condvar,
     /// Wakes the throttle's thread alone.
@@ -129,7 +131,8 @@ impl Shared {
     pub(super) fn new(machine: &Machine) -> Self {
         let config = machine.config();
         let (memory, firmware) = (machine.memory().clone(), machine.firmware().to_owned());
-        Self::with(machine.vm(), memory, firmware, config.tables.arch(), config.vcpus)
+        let shared = Self::with(machine.vm(), memory, firmware, config.tables.arch(), config.vcpus);
+        Self { calls: config.kernel.is_none(), ..shared }
     }
 
     pub(super) fn with(vm: VmHandle, memory: GuestMemory, firmware: PathBuf, arch: Arch, vcpus: usize) -> Self {
@@ -158,6 +161,7 @@ impl Shared {
             memory,
             firmware,
             arch,
+            calls: true,
             control: Mutex::new(control),
             changed: Condvar::new(),
             throttle_changed: Condvar::new(),
@@ -186,6 +190,10 @@ impl Shared {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn takes_calls(&self) -> bool {
+        self.calls
     }
 
     pub(super) fn exits(&self) -> &Exits {

@@ -263,7 +263,7 @@ pub(crate) fn blank_ledger(spec: &Spec) -> Ledger {
         vcpus: machine.vcpus as u32,
         dirty_log: kinds.join(","),
         backing: machine.backing.to_string(),
-        workload: spec.workload.to_string(),
+        workload: if machine.kernel.is_some() { NO_WORKLOAD.to_owned() } else { spec.workload.to_string() },
         seed: machine.seed,
         mode: spec.mode.name().to_owned(),
         clock: clock_name(machine.clock).to_owned(),
@@ -283,6 +283,9 @@ pub(crate) fn blank_ledger(spec: &Spec) -> Ledger {
         reproduce: reproduce(spec),
     }
 }
+
+/// Stands in a ledger for the workload of a guest that is a kernel of its own.
+const NO_WORKLOAD: &str = "none";
 
 const fn clock_name(clock: Clock) -> &'static str {
     match clock {
@@ -313,24 +316,28 @@ fn reproduce(spec: &Spec) -> String {
     line
 }
 
-/// The options that make the same machine with the same guest and workload; no value has a space in it.
+/// The options that make the same machine with the same guest and workload, its file or files aside; no value has a space in it.
 pub(super) fn machine_options(spec: &Spec) -> String {
     let machine = &spec.machine;
     let kinds: Vec<String> = spec.logs.iter().map(ToString::to_string).collect();
     let mut line = format!(
-        "--accel {} --dirty-log {} --granule {} --va-bits {} --vcpus {} --ram {} --region-size {} --workload {} --seed {} \
-         --clock {}",
+        "--accel {} --dirty-log {} --vcpus {} --ram {} --region-size {} --clock {}",
         machine.accelerator,
         kinds.join(","),
-        machine.tables.granule(),
-        machine.tables.va_bits(),
         machine.vcpus,
         machine.ram_bytes,
         machine.region_bytes,
-        spec.workload,
-        machine.seed,
         clock_name(machine.clock),
     );
+    if machine.kernel.is_none() {
+        line.push_str(&format!(
+            " --granule {} --va-bits {} --workload {} --seed {}",
+            machine.tables.granule(),
+            machine.tables.va_bits(),
+            spec.workload,
+            machine.seed,
+        ));
+    }
     if machine.tables.arch() == Arch::Armv7 {
         line.push_str(&format!(" --arch armv7 --tables {}", machine.tables.name()));
     }

@@ -54,6 +54,12 @@ pub struct MigrateSpec {
     pub flags: String,
 }
 
+/// A word of a command line as a shell is to be given it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+}
+
 impl MigrateSpec {
     /// Whether the guest is to be moved before all of its memory is.
     pub(super) fn is_postcopy(&self) -> bool {
@@ -68,8 +74,10 @@ impl MigrateSpec {
     /// Options of `hostvmm run` for a VM of this spec, its sockets and files aside.
     pub(super) fn run_options(&self) -> Vec<String> {
         let mut options: Vec<String> = machine_options(&self.base).split_whitespace().map(str::to_owned).collect();
-        options.push("--firmware".to_owned());
-        options.push(self.base.firmware.display().to_string());
+        match &self.base.machine.kernel {
+            Some(files) => options.extend(files.options()),
+            None => options.extend(["--firmware".to_owned(), self.base.firmware.display().to_string()]),
+        }
         options.extend_from_slice(&self.options);
         options
     }
@@ -78,9 +86,12 @@ impl MigrateSpec {
     pub(super) fn blank_ledger(&self) -> Ledger {
         let mut ledger = blank_ledger(&self.base);
         "live".clone_into(&mut ledger.mode);
-        let firmware = self.base.firmware.display();
+        let guest = match &self.base.machine.kernel {
+            Some(files) => files.options().iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
+            None => format!("--firmware {}", self.base.firmware.display()),
+        };
         let (scenario, options) = (self.base.scenario, machine_options(&self.base));
-        ledger.reproduce = format!("hostvmm verify {scenario} --firmware {firmware} {options} {}", self.flags);
+        ledger.reproduce = format!("hostvmm verify {scenario} {guest} {options} {}", self.flags);
         ledger
     }
 
