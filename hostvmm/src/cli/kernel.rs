@@ -6,7 +6,6 @@ use clap::Args;
 
 use super::common::{Clock, CommonArgs, Mode, OutputArg, RegionMap, Transport};
 use super::ending::Ending;
-use crate::backend::Accelerator;
 use crate::machine::KernelFiles;
 
 /// Scenarios that a guest without a plan can be in.
@@ -41,7 +40,7 @@ impl KernelArgs {
     /// Refuses a kernel where `common` asks for what only the firmware does, and in a `scenario` that needs the firmware.
     ///
     /// # Errors
-    /// An [`Ending`] with status 2, or 4 for the emulator.
+    /// An [`Ending`] with status 2.
     pub(super) fn check(&self, common: &CommonArgs, scenario: &str) -> Result<(), Ending> {
         if !self.is_asked() {
             return Ok(());
@@ -73,14 +72,5 @@ impl KernelArgs {
             ))),
             None => Ok(()),
         }
-    }
-
-    /// Refuses a kernel on the emulator, which has not all that Linux asks of a CPU.
-    ///
-    /// # Errors
-    /// An [`Ending`] with status 4.
-    pub(super) fn check_accelerator(&self, accelerator: Accelerator) -> Result<(), Ending> {
-        let _ = accelerator;
-        Ok(())
     }
 }

@@ -36,7 +36,6 @@ impl CommonArgs {
         let arch = self.arch()?;
         let tables = self.tables(arch)?;
         let accelerator = self.accelerator().resolve(arch).map_err(Ending::unavailable)?;
-        self.kernel.check_accelerator(accelerator)?;
         let logs = self.logs(accelerator)?;
         let workload = parse_workload(self.workload.as_deref().unwrap_or(DEFAULT_WORKLOAD))?;
         let (pattern, params) = workload.encode();

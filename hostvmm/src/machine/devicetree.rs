@@ -57,11 +57,7 @@ pub fn build(boot: &BootInfo) -> Result<Vec<u8>, DeviceTreeError> {
 ///
 /// # Errors
 /// As [`build`].
-pub fn build_for_kernel(
-    boot: &BootInfo,
-    append: &str,
-    initrd: Option<GuestRange>,
-) -> Result<Vec<u8>, DeviceTreeError> {
+pub fn build_for_kernel(boot: &BootInfo, append: &str, initrd: Option<GuestRange>) -> Result<Vec<u8>, DeviceTreeError> {
     blob(boot, &Reader::Kernel { append, initrd })
 }
 

@@ -129,7 +129,9 @@ fn hvc(shared: &Shared, vcpu: &mut dyn Vcpu, function: u64, claim: u64) -> After
     // SMCCC: the function id is in w0; x0's upper half is not looked at, and those of a 32-bit call's arguments neither.
     match function as u32 {
         HVC_FUNCTION if shared.takes_calls() => return hypercall(shared, vcpu, Gpa::new(claim), Via::Hvc),
-        HVC_FUNCTION_32 if shared.takes_calls() => return hypercall(shared, vcpu, Gpa::new(claim & 0xffff_ffff), Via::Hvc),
+        HVC_FUNCTION_32 if shared.takes_calls() => {
+            return hypercall(shared, vcpu, Gpa::new(claim & 0xffff_ffff), Via::Hvc);
+        }
         _ => {}
     }
     shared.diagnose(vcpu.index(), || format!("HVC function {function:#x} is not supported"));

@@ -1,7 +1,7 @@
 //! The scenario `passes`: one machine, one workload, harvest, copy and check pass by pass.
 
+use abi::Arch;
 use abi::packet::GuestOutput;
-use abi::{Arch, Gpa};
 use workload::{Geometry, Plan, PlanError};
 
 use super::interrupt::Interrupt;
@@ -15,6 +15,7 @@ use crate::machine::{BuildError, Clock, ConfigError, Heartbeat, Image, LoadError
 use crate::memory::{Backing, MemoryError, Size, SlotId, host_page_bytes};
 use crate::pass::{CopyTarget, GuestError, Interference, Live, Lockstep, PassError, Session, TargetError, Threads};
 use crate::replicate::{BitmapFileError, ServeError};
+use crate::report::ledger::KERNEL;
 use crate::report::{Ledger, Mismatch, Progress, RegionEntry, Verdict};
 
 /// Why a run could not be made, or not be finished for a reason that no check found.
@@ -263,13 +264,16 @@ pub(crate) fn blank_ledger(spec: &Spec) -> Ledger {
         vcpus: machine.vcpus as u32,
         dirty_log: kinds.join(","),
         backing: machine.backing.to_string(),
-        workload: if machine.kernel.is_some() { NO_WORKLOAD.to_owned() } else { spec.workload.to_string() },
+        workload: if machine.kernel.is_some() { KERNEL.to_owned() } else { spec.workload.to_string() },
         seed: machine.seed,
         mode: spec.mode.name().to_owned(),
         clock: clock_name(machine.clock).to_owned(),
-        region: RegionEntry::unmeasured(
-            layout.map_or(0, |layout| Gpa::raw(layout.region().start())),
-            machine.region_bytes,
+        region: layout.map_or_else(
+            || RegionEntry::unmeasured(0, machine.region_bytes),
+            |layout| {
+                let range = if machine.kernel.is_some() { layout.ram() } else { layout.region() };
+                RegionEntry::unmeasured(range.start().raw(), range.len_bytes())
+            },
         ),
         passes: Vec::new(),
         migration: None,
@@ -283,9 +287,6 @@ pub(crate) fn blank_ledger(spec: &Spec) -> Ledger {
         reproduce: reproduce(spec),
     }
 }
-
-/// Stands in a ledger for the workload of a guest that is a kernel of its own.
-const NO_WORKLOAD: &str = "none";
 
 const fn clock_name(clock: Clock) -> &'static str {
     match clock {

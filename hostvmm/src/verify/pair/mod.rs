@@ -3,12 +3,14 @@
 //! Each VM is a `hostvmm run --qmp` of its own, so that what is proven is proven of processes that share nothing but a
 //! stream: [`Side`] starts, commands and ends one, [`Place`] has the directory and the addresses, [`Watch`] bounds every wait
 //! and gives it a name, a [`Crossing`](crossing::Crossing) is one migration. [`MigrateSpec`] is what is asked for, [`Findings`] what was
-//! wrong. What the guests print of their clocks goes through [`clock_lines`]; [`Blocks`] are their huge pages.
+//! wrong. What the guests print of their clocks goes through [`clock_lines`], what a guest without a plan says of itself through
+//! [`GuestLines`]; [`Blocks`] are their huge pages.
 
 mod blocks;
 pub(super) mod clock_lines;
 pub(super) mod crossing;
 mod findings;
+mod guest_lines;
 mod place;
 mod side;
 mod watch;
@@ -23,6 +25,7 @@ use super::passes::{blank_ledger, machine_options};
 
 pub(super) use blocks::Blocks;
 pub(super) use findings::Findings;
+pub(super) use guest_lines::GuestLines;
 pub(super) use place::Place;
 pub use place::Way;
 pub use side::PairError;
@@ -57,7 +60,11 @@ pub struct MigrateSpec {
 /// A word of a command line as a shell is to be given it.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
 }
 
 impl MigrateSpec {
