@@ -9,6 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::addr::{Gpa, GuestRange};
 use crate::map;
 use crate::packet::GuestOutput;
+use crate::points;
 use crate::tables::Tables;
 
 /// Name of the property of `/chosen` that holds the block.
@@ -18,7 +19,7 @@ pub const DOORBELL_COMPATIBLE: &str = "tidemark,doorbell-1";
 /// First eight bytes of the block.
 pub const BOOT_MAGIC: u64 = u64::from_le_bytes(*b"TDMKBOOT");
 /// Version of the block's layout.
-pub const BOOT_VERSION: u32 = 4;
+pub const BOOT_VERSION: u32 = 5;
 /// Most parameters a workload has on the wire.
 pub const WORKLOAD_PARAMS: usize = 8;
 
@@ -34,10 +35,8 @@ pub const FLAG_SPIN: u32 = 1 << 3;
 pub const FLAG_CLOCK_LINE: u32 = 1 << 4;
 /// There is no host to ask: every vCPU runs the plan's steps from step 0 on without end.
 pub const FLAG_STANDALONE: u32 = 1 << 5;
-/// The guest is a kernel that reads no boot block: the block only tells one host of the machine that another one has.
-pub const FLAG_KERNEL: u32 = 1 << 16;
 const KNOWN_FLAGS: u32 =
-    FLAG_HVC | FLAG_REGION_BLOCKS | FLAG_PLANT_EXCEPTION | FLAG_SPIN | FLAG_CLOCK_LINE | FLAG_STANDALONE | FLAG_KERNEL;
+    FLAG_HVC | FLAG_REGION_BLOCKS | FLAG_PLANT_EXCEPTION | FLAG_SPIN | FLAG_CLOCK_LINE | FLAG_STANDALONE;
 
 /// Shortest heartbeat period, in microseconds: with a shorter one a guest does little else than beat.
 pub const HEARTBEAT_MIN_US: u32 = 20;
@@ -65,7 +64,8 @@ pub struct BootBlock {
     params: [U64; WORKLOAD_PARAMS],
     heartbeat_us: U32,
     output: U32,
-    reserved: U64,
+    points: U32,
+    reserved: U32,
 }
 
 const _: () = assert!(size_of::<BootBlock>() == 160);
@@ -94,6 +94,8 @@ pub struct BootInfo {
     pub heartbeat_us: u32,
     /// What the guest sends on its virtual link. A guest without a host has none.
     pub output: GuestOutput,
+    /// Bits of the points ([`crate::points::Point::bit`]) at which vCPU 0 asks to be moved. A guest without a host has none.
+    pub points: u32,
 }
 
 /// Why a boot block was refused.
@@ -129,6 +131,8 @@ pub enum BootBlockError {
     Heartbeat(u32),
     /// No such output, or one of a guest that is [`FLAG_STANDALONE`].
     Output(u32),
+    /// No such points, or any of a guest that is [`FLAG_STANDALONE`].
+    Points(u32),
     /// A reserved field is not zero.
     Reserved,
 }
@@ -154,6 +158,7 @@ impl BootInfo {
             params: self.params.map(U64::from),
             heartbeat_us: self.heartbeat_us.into(),
             output: self.output.number().into(),
+            points: self.points.into(),
             reserved: 0.into(),
         }
     }
@@ -197,7 +202,11 @@ impl BootInfo {
         if output != GuestOutput::Off && flags & FLAG_STANDALONE != 0 {
             return Err(refused);
         }
-        if block.reserved != U64::ZERO {
+        let points = block.points.get();
+        if points::from_mask(points).is_none() || (points != 0 && flags & FLAG_STANDALONE != 0) {
+            return Err(BootBlockError::Points(points));
+        }
+        if block.reserved != U32::ZERO {
             return Err(BootBlockError::Reserved);
         }
         let range = |gpa: U64, size: U64| {
@@ -217,6 +226,7 @@ impl BootInfo {
             params: block.params.map(U64::get),
             heartbeat_us,
             output,
+            points,
         })
     }
 }
@@ -238,6 +248,7 @@ mod tests {
             params: [1, 2, 3, 4, 5, 6, 7, 8],
             heartbeat_us: 1000,
             output: GuestOutput::Drift,
+            points: 1 << 1 | 1 << 6,
         }
     }
 
@@ -246,11 +257,11 @@ mod tests {
         let block = sample().encode();
         let bytes = block.as_bytes();
         assert_eq!(&bytes[..8], b"TDMKBOOT");
-        assert_eq!(&bytes[8..32], [4, 0, 0, 0, 160, 0, 0, 0, 14, 0, 0, 0, 47, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(&bytes[8..32], [5, 0, 0, 0, 160, 0, 0, 0, 14, 0, 0, 0, 47, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0]);
         assert_eq!(&bytes[32..40], [0, 0, 0, 0x20, 0, 0, 0, 0]);
         assert_eq!(&bytes[64..72], [0xef, 0xcd, 0xab, 0x89, 0x67, 0x45, 0x23, 0x01]);
         assert_eq!(&bytes[72..80], [3, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(&bytes[144..], [0xe8, 3, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(&bytes[144..], [0xe8, 3, 0, 0, 2, 0, 0, 0, 0x42, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(BootInfo::decode(bytes), Ok(sample()));
     }
 
@@ -313,7 +324,8 @@ mod tests {
         assert_eq!(decode_with(147, 1), Err(BootBlockError::Heartbeat(0x0100_03e8)));
         assert_eq!(decode_with(148, 4), Err(BootBlockError::Output(4)));
         assert_eq!(decode_with(28, 1 << 5), Err(BootBlockError::Output(2)));
-        assert_eq!(decode_with(152, 1), Err(BootBlockError::Reserved));
+        assert_eq!(decode_with(152, 1), Err(BootBlockError::Points(1)));
+        assert_eq!(decode_with(156, 1), Err(BootBlockError::Reserved));
         assert_eq!(decode_with(159, 1), Err(BootBlockError::Reserved));
         assert_eq!(BootInfo::decode(&[0; 10]), Err(BootBlockError::Short { got_bytes: 10 }));
     }

@@ -23,6 +23,10 @@ pub const REG_ID: u64 = 0x00;
 pub const REG_VERSION: u64 = 0x04;
 /// Offset of the write-only doorbell: the request block's GPA, shifted right by 6.
 pub const REG_DOORBELL: u64 = 0x08;
+/// Offset of the register at which a guest asks to be moved: a store of a [`crate::points::Point`]'s number. It reads as the number of the
+/// last point behind which the guest went on by itself ([`crate::points::Point::goes_on`]), and as zero in any machine but the one that
+/// was told of it: so the guest sees that it has been moved.
+pub const REG_POINT: u64 = 0x0c;
 /// What [`REG_ID`] reads as.
 pub const DOORBELL_ID: u32 = u32::from_le_bytes(*b"TDMK");
 /// Version of the request block and of every command in it.

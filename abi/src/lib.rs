@@ -7,7 +7,8 @@
 //! - [`boot`]: the boot block, handed over in the devicetree;
 //! - [`hypercall`]: the doorbell, the request block, the commands a vCPU is given and the outcomes it returns;
 //! - [`heartbeat`]: the beats of a vCPU and the gaps between them, which show how long it did not run;
-//! - [`packet`]: what the firmware sends on its virtual link.
+//! - [`packet`]: what the firmware sends on its virtual link;
+//! - [`points`]: where a guest asks to be moved to another machine.
 //!
 //! Neighbours: `workload` and `pagetable` build on the address types; the firmware is one end of the contract,
 //! `hostvmm::device` the other. The prose version is docs/hypercall-abi.md; a change of bytes is a new version there.
@@ -23,6 +24,7 @@ pub mod heartbeat;
 pub mod hypercall;
 pub mod map;
 pub mod packet;
+pub mod points;
 pub mod tables;
 
 pub use addr::{Gpa, Granule, GuestRange, VaBits};

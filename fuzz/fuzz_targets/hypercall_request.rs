@@ -99,7 +99,7 @@ fuzz_target!(|data: &[u8]| {
     for access in contents.chunks_exact(4) {
         let offset = u64::from(u16::from_le_bytes([access[0], access[1]]));
         let value = u64::from(access[2]) << (access[3] % 57);
-        doorbell::read(offset, access[3]);
+        doorbell::read(offset, access[3], doorbell::asked(offset, access[3], value));
         doorbell::rung(offset, access[3], value);
         uart.read(offset);
         if let Some(line) = uart.write(if access[3] > 127 { 0 } else { offset }, value) {

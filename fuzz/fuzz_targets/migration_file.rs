@@ -55,6 +55,7 @@ static RIG: LazyLock<Rig> = LazyLock::new(|| {
         params: Default::default(),
         heartbeat_us: 0,
         output: GuestOutput::Off,
+        points: 0,
     };
     let description = Description {
         accelerator: Accelerator::Emulator,

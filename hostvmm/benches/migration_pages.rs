@@ -65,6 +65,7 @@ fn description() -> Description {
             params: [0; 8],
             heartbeat_us: 0,
             output: GuestOutput::Off,
+            points: 0,
         },
         page_bytes: LEAF_PAGE as u32,
         counter_hz: 1,

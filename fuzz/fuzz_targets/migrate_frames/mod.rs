@@ -93,6 +93,7 @@ pub fn description() -> Description {
             params: [0; 8],
             heartbeat_us: 0,
             output: GuestOutput::Off,
+            points: 0,
         },
         page_bytes: 4096,
         counter_hz: 62_500_000,

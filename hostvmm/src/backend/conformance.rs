@@ -23,7 +23,7 @@ fn on_every_accelerator(check: impl Fn(Arch, &VmHandle, &GuestMemory)) {
             let ram = GuestRange::new(map::RAM_BASE, 16 * page).unwrap();
             let memory = GuestMemory::new(ram, GuestRange::new(map::REGION_BASE, 64 * page).unwrap(), None).unwrap();
             let config = MachineConfig { accelerator, tables, ..MachineConfig::default() };
-            let start = Start { arch, entry: map::RAM_BASE, devicetree: map::RAM_BASE };
+            let start = Start { arch, entry: map::RAM_BASE, devicetree: map::RAM_BASE, point: None };
             check(arch, &open(&config, &config.layout().unwrap(), &memory, start).unwrap(), &memory);
         }
     }
@@ -33,7 +33,7 @@ fn on_every_accelerator(check: impl Fn(Arch, &VmHandle, &GuestMemory)) {
 fn a_vcpu_starts_as_its_architecture_s_boot_protocol_says() {
     on_every_accelerator(|arch, vm, _| {
         let mut vcpu = vm.take_vcpu(0).unwrap();
-        let start = Start { arch, entry: map::RAM_BASE, devicetree: map::RAM_BASE };
+        let start = Start { arch, entry: map::RAM_BASE, devicetree: map::RAM_BASE, point: None };
         for (register, value) in boot::registers(start) {
             assert_eq!(vcpu.get_reg(register).unwrap(), value.into(), "{arch} {register:#x}");
         }

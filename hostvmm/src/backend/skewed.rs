@@ -228,7 +228,7 @@ mod tests {
         let ram = GuestRange::new(map::RAM_BASE, 16 * page).unwrap();
         let memory = GuestMemory::new(ram, GuestRange::new(map::REGION_BASE, page).unwrap(), None).unwrap();
         let config = MachineConfig { accelerator: Accelerator::Emulator, vcpus: 1, ..MachineConfig::default() };
-        let start = Start { arch: Arch::Aarch64, entry: map::RAM_BASE, devicetree: map::RAM_BASE };
+        let start = Start { arch: Arch::Aarch64, entry: map::RAM_BASE, devicetree: map::RAM_BASE, point: None };
         let vm = backend::open(&config, &config.layout().unwrap(), &memory, start).unwrap();
         Skewed::new(vm.take_vcpu(0).unwrap(), skew)
     }

@@ -55,7 +55,7 @@ fn machine(accelerator: Accelerator, vcpus: usize, memory: &GuestMemory) -> VmHa
 
 fn machine_of(arch: Arch, accelerator: Accelerator, vcpus: usize, memory: &GuestMemory) -> VmHandle {
     let config = MachineConfig { accelerator, vcpus, ..MachineConfig::default() };
-    let start = Start { arch, entry: map::RAM_BASE, devicetree: map::RAM_BASE };
+    let start = Start { arch, entry: map::RAM_BASE, devicetree: map::RAM_BASE, point: None };
     open(&config, &config.layout().unwrap(), memory, start).unwrap()
 }
 

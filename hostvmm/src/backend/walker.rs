@@ -131,7 +131,7 @@ pub(super) fn observe(
     };
     let range = |start, len_bytes| GuestRange::new(start, len_bytes).expect("it lies far below 2^64");
     let memory = GuestMemory::on(backing, range(map::RAM_BASE, map::RAM_MIN), range(map::REGION_BASE, region_bytes))?;
-    let start = Start { arch: Arch::Aarch64, entry: map::RAM_BASE, devicetree: map::RAM_BASE };
+    let start = Start { arch: Arch::Aarch64, entry: map::RAM_BASE, devicetree: map::RAM_BASE, point: None };
     let vm = super::open(&config, &config.layout()?, &memory, start)?;
     let mut guest = Guest::load(&vm, &memory)?;
     if !guest.has_writing_walker()? {

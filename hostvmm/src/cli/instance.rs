@@ -11,6 +11,7 @@ use signal_hook::iterator::Signals;
 
 use super::common::{CommonArgs, Mode};
 use super::ending::Ending;
+use super::points::PointsArg;
 use super::registers::{CpuArg, MissingArg, UnknownArg, policy};
 use crate::backend::Skew;
 use crate::colo::outlet::OutletAddress;
@@ -58,6 +59,10 @@ pub(crate) struct InstanceArgs {
     /// known not to use them.
     #[arg(long, value_enum, value_name = "POLICY", default_value_t, hide_default_value = true)]
     missing_features: MissingArg,
+    /// Have the guest ask to be moved, and stop it there until it has been: a list of mmu-off, table-switch, handler, pending, exclusives,
+    /// wfi, workload, or all (docs/hypercall-abi.md). At wfi it only tells, and is to be stopped as it waits.
+    #[arg(long, value_name = "LIST|all")]
+    points: Option<PointsArg>,
     /// Prove by the certificates in DIR who both sides of a migration are (see tls-keygen).
     #[arg(long, value_name = "DIR")]
     tls_creds: Option<PathBuf>,
@@ -133,6 +138,7 @@ impl InstanceArgs {
             ("--cpu", self.cpu != CpuArg::default()),
             ("--unknown-registers", self.unknown_registers != UnknownArg::default()),
             ("--missing-features", self.missing_features != MissingArg::default()),
+            ("--points", self.points.is_some()),
             ("--skew-registers", self.skew_registers.is_some()),
             ("--plant-migration-fault", self.plant_migration_fault.is_some()),
             ("--colo-peer", self.colo_peer.is_some()),
@@ -140,23 +146,6 @@ impl InstanceArgs {
             ("--plant-colo-fault", self.plant_colo_fault.is_some()),
         ];
         given.into_iter().find(|(_, given)| *given && !self.is_asked()).map(|(name, _)| name)
-    }
-
-    /// Refuses what only the firmware can be asked for.
-    fn check_kernel(&self, plant_exception: bool) -> Result<(), Ending> {
-        let given = [
-            ("--track-dirty", self.track_dirty),
-            ("--verify-guest", self.verify_guest),
-            ("--colo", self.colo.is_some()),
-            ("--colo-outlet", self.colo_outlet.is_some()),
-            ("--plant-exception", plant_exception),
-        ];
-        match given.into_iter().find(|(_, given)| *given) {
-            Some((option, _)) => Err(Ending::usage(format!(
-                "{option} needs the firmware, whose memory a plan foretells; leave out one of {option} and --kernel"
-            ))),
-            None => Ok(()),
-        }
     }
 
     fn options(&self) -> Result<Options, Ending> {
@@ -214,15 +203,13 @@ pub(super) fn run(args: &InstanceArgs, common: &CommonArgs, plant_exception: boo
     if common.dest.is_some() {
         return Err(Ending::usage("a VM under remote control makes no copy; leave out --dest".to_owned()));
     }
-    if common.kernel.is_asked() {
-        args.check_kernel(plant_exception)?;
-    }
     let options = args.options()?;
     let mut spec = common.spec("run")?;
     spec.machine.plant_exception = plant_exception;
     spec.machine.skew = args.skew_registers;
     spec.machine.cpu = args.cpu.into();
     spec.machine.counter_hz = args.counter_hz;
+    spec.machine.points = args.points.as_ref().map_or(0, PointsArg::mask);
     let instance = Instance::new(&spec, options).map_err(ending)?;
     end_on_signals(&instance)?;
     instance.run().map_err(ending)

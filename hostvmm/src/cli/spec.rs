@@ -31,7 +31,6 @@ impl CommonArgs {
     /// # Errors
     /// An [`Ending`] with status 2 for what is wrong with the options, with status 4 for what this host or build lacks.
     pub(crate) fn spec(&self, scenario: &'static str) -> Result<Spec, Ending> {
-        self.kernel.check(self, scenario)?;
         self.check_outputs()?;
         let arch = self.arch()?;
         let tables = self.tables(arch)?;
@@ -65,8 +64,8 @@ impl CommonArgs {
             heartbeat: self.heartbeat.unwrap_or_default(),
             clock_line: self.clock_line,
             output: self.guest_output.into(),
+            points: 0,
             standalone: false,
-            kernel: self.kernel.files(),
             log_page_bytes: self.host_page.map(|page| Granule::from(page).bytes()),
             kvm_log: logs.iter().find_map(|log| log.kvm_log()).unwrap_or_default(),
             backing: self.backing.unwrap_or_default(),
@@ -85,7 +84,7 @@ impl CommonArgs {
         Ok(Spec {
             scenario,
             machine,
-            firmware: self.kernel.kernel.clone().map_or_else(|| self.firmware(arch), Ok)?,
+            firmware: self.firmware(arch)?,
             workload,
             logs,
             passes: self.passes,

@@ -119,8 +119,21 @@ pub struct TidemarkStatus {
     /// The guest's own check after it arrived; with `--verify-guest`, once made.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub verified: Option<Verification>,
+    /// Where the guest asked to be moved: it stands there, or at a point that it tells of and goes on from, it has not been moved since.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub point: Option<PointStatus>,
     /// The VM's process.
     pub pid: u32,
+}
+
+/// Where a guest asked to be moved, in [`TidemarkStatus`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PointStatus {
+    /// The vCPU that asked.
+    pub vcpu: usize,
+    /// The point's name.
+    pub name: String,
 }
 
 /// A vCPU in [`TidemarkStatus`].

@@ -30,7 +30,7 @@ fn with_choices<T>(accelerator: Accelerator, arch: Arch, act: impl FnOnce(&mut d
     let ram = GuestRange::new(map::RAM_BASE, 16 * page).unwrap();
     let memory = GuestMemory::new(ram, GuestRange::new(map::REGION_BASE, page).unwrap(), None).unwrap();
     let config = MachineConfig { accelerator, vcpus: 1, ..MachineConfig::default() };
-    let start = Start { arch, entry: map::RAM_BASE, devicetree: map::RAM_BASE };
+    let start = Start { arch, entry: map::RAM_BASE, devicetree: map::RAM_BASE, point: None };
     let vm = backend::open(&config, &config.layout().unwrap(), &memory, start).unwrap();
     act(&mut *vm.take_vcpu(0).unwrap(), vm.writable_features())
 }

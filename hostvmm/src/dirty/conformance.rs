@@ -148,7 +148,7 @@ fn on_kvm(kind: DirtyLogKind) -> Option<Writer> {
     }
     let memory = memory(Backing::Memfd).unwrap();
     let config = MachineConfig { accelerator: Accelerator::Kvm, kvm_log, ..MachineConfig::default() };
-    let start = Start { arch: Arch::Aarch64, entry: map::RAM_BASE, devicetree: map::RAM_BASE };
+    let start = Start { arch: Arch::Aarch64, entry: map::RAM_BASE, devicetree: map::RAM_BASE, point: None };
     let vm = open(&config, &config.layout().unwrap(), &memory, start).unwrap();
     let guest = Some(Arc::new(Mutex::new(StoreGuest::load(&vm, &memory))));
     Some(Writer { memory, vm, guest })

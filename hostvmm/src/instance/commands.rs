@@ -13,7 +13,9 @@ use super::rate::DirtyRate;
 use super::{End, Incoming, Instance, Steps, lock};
 use crate::colo::{ColoMode, NoPair, Side};
 use crate::control::command::unknown_capability;
-use crate::control::types::{CapabilityStatus, RunState, StatusInfo, TidemarkStatus, TimeUnit, VcpuStatus};
+use crate::control::types::{
+    CapabilityStatus, PointStatus, RunState, StatusInfo, TidemarkStatus, TimeUnit, VcpuStatus,
+};
 use crate::control::{Command, CommandError, Handler};
 use crate::heartbeat::HeartbeatEntry;
 use crate::machine::state::MachineState;
@@ -220,6 +222,10 @@ impl Remote {
             history: history.map(counts),
             heartbeat,
             verified: instance.agenda().verified.clone(),
+            point: instance
+                .vcpus
+                .asked()
+                .map(|asked| PointStatus { vcpu: asked.vcpu, name: asked.point.name().to_owned() }),
             pid: std::process::id(),
         })
     }
@@ -259,7 +265,7 @@ impl Remote {
         }
         drop(control);
         let state = state.map_err(|error| CommandError::generic(error.to_string()))?;
-        Ok(json!({ "vcpus": state.standing() }))
+        Ok(json!({ "vcpus": state.standing(), "waiting": state.waiting(instance.machine.memory()) }))
     }
 
     /// `sum -r` of each slot, of a guest that stands still.

@@ -64,9 +64,6 @@ use crate::verify::{Interrupt, RunError, Spec};
 /// How often a main thread that waits for the end of a checkpoint looks whether it is to end.
 const GATE_LOOK: Duration = Duration::from_millis(50);
 
-/// What is said of a guest whose memory nothing here foretells.
-const UNPLANNED: &str = "the guest is a kernel of its own, which follows no plan: only its moves were checked";
-
 /// Where a guest comes from.
 #[derive(Clone, Debug)]
 pub enum Incoming {
@@ -267,10 +264,9 @@ impl Instance {
     /// [`InstanceError`]; nothing runs.
     pub fn new(spec: &Spec, options: Options) -> Result<Arc<Self>, InstanceError> {
         let plan = plan(spec)?;
-        let machine = match (&options.incoming, &spec.machine.kernel) {
-            (Some(_), _) => Machine::build_incoming(&spec.machine, &spec.firmware)?,
-            (None, Some(files)) => Machine::build_kernel(&spec.machine, files)?,
-            (None, None) => Machine::build(&spec.machine, &Image::open(&spec.firmware)?)?,
+        let machine = match options.incoming {
+            Some(_) => Machine::build_incoming(&spec.machine, &spec.firmware)?,
+            None => Machine::build(&spec.machine, &Image::open(&spec.firmware)?)?,
         };
         let fits = |kind: &DirtyLogKind| *kind != DirtyLogKind::PagemapScan && machine.keeps(kind.kvm_log());
         if spec.logs.len() != 1 || !spec.logs.iter().all(fits) {
@@ -401,15 +397,23 @@ impl Instance {
             };
             self.agenda().busy = false;
             self.attended.notify_all();
+            self.stop_where_asked();
             let result = result.and_then(|()| self.give_steps(guest));
             match result {
                 Ok(()) | Err(GuestError::Interrupted) => {}
                 Err(error) => {
-                    let off = matches!(error, GuestError::PoweredOff);
-                    self.control().end(if off { RunState::Shutdown } else { RunState::InternalError });
+                    self.control().end(RunState::InternalError);
                     return End::Guest(error);
                 }
             }
+        }
+    }
+
+    /// A guest that has asked to be moved stands still already: it is stopped as by `stop`, until whoever moves it has come.
+    fn stop_where_asked(&self) {
+        let asked = self.vcpus.asked().filter(|asked| !asked.point.goes_on());
+        if asked.is_some() && self.run_state() == RunState::Running {
+            self.stop();
         }
     }
 
@@ -535,9 +539,6 @@ impl Instance {
         };
         match end {
             End::NotArrived(text) => return Err(InstanceError::Incoming(text)),
-            End::Guest(error @ GuestError::PoweredOff) if self.is_kernel() => {
-                without_guest(Verdict::Pass, &error.reason());
-            }
             End::Guest(error) => without_guest(Verdict::Fail, &verify::describe(&error, progress)),
             End::Quit | End::Signal => match control.state() {
                 RunState::Postmigrate => {}
@@ -548,7 +549,6 @@ impl Instance {
                     Verdict::Fail,
                     "the guest was handed over, and its destination has not said whether it runs",
                 ),
-                _ if self.is_kernel() => without_guest(Verdict::Pass, UNPLANNED),
                 _ => {
                     self.vcpus.resume();
                     self.verify_at_end(guest, &mut ledger, progress);
@@ -570,11 +570,6 @@ impl Instance {
         }
         drop(agenda);
         Ok(ledger)
-    }
-
-    /// Whether the guest is a kernel of its own, which follows no plan.
-    fn is_kernel(&self) -> bool {
-        self.spec.machine.kernel.is_some()
     }
 
     /// Waits until a guest that has arrived was verified; returns whether it was in time.

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use abi::{Arch, Gpa};
+use abi::hypercall::REG_POINT;
+use abi::points::Point;
+use abi::{Arch, Gpa, map};
 
 use super::config::{ConfigError, Layout, MachineConfig};
 use super::devicetree::{self, DeviceTreeError};
-use super::kernel::{Kernel, KernelError, KernelFiles};
 use super::loader::{Image, LoadError};
 use crate::backend::{self, Accelerator, BackendError, KvmLog, Unavailable, VmHandle, why_no_kvm_log};
 use crate::memory::{Backing, GuestMemory, MemoryError, ShareFile};
@@ -21,9 +22,6 @@ pub enum BuildError {
     /// The firmware does not fit the machine.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The kernel to run in the firmware's place cannot be booted.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
     /// Memory could not be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -65,27 +63,11 @@ impl Machine {
         image.load(&memory)?;
         let devicetree = layout.ram().start();
         memory.write(devicetree, &blob)?;
-        let vm =
-            backend::open(config, &layout, &memory, Start { arch: image.arch(), entry: image.entry(), devicetree })?;
-        Ok(Self { config: config.clone(), layout, memory, vm, firmware: image.path().to_owned(), incoming: false })
-    }
-
-    /// As [`Self::build`], with the kernel of `config` and its initramfs in RAM, in a firmware's place.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn build_kernel(config: &MachineConfig, files: &KernelFiles) -> Result<Self, BuildError> {
-        let layout = checked_layout(config)?;
-        let kernel = Kernel::open(files, layout.ram())?;
-        let boot = config.boot_info(&layout);
-        let blob = devicetree::build_for_kernel(&boot, kernel.append(), kernel.initrd())?;
-        let memory = map_memory(config, &layout)?;
-        kernel.load(&memory)?;
-        let devicetree = layout.ram().start();
-        memory.write(devicetree, &blob)?;
-        let start = Start { arch: config.tables.arch(), entry: kernel.entry(), devicetree };
+        let asks = config.points & Point::MmuOff.bit() != 0;
+        let point = map::DOORBELL_BASE.checked_add(REG_POINT).filter(|_| asks);
+        let start = Start { arch: image.arch(), entry: image.entry(), devicetree, point };
         let vm = backend::open(config, &layout, &memory, start)?;
-        Ok(Self { config: config.clone(), layout, memory, vm, firmware: files.image.clone(), incoming: false })
+        Ok(Self { config: config.clone(), layout, memory, vm, firmware: image.path().to_owned(), incoming: false })
     }
 
     /// Builds the machine that `config` asks for as an empty vessel for the state of another one: memory is zero, every
@@ -98,7 +80,7 @@ impl Machine {
         let layout = checked_layout(config)?;
         let memory = map_memory(config, &layout)?;
         let nowhere = layout.ram().start();
-        let start = Start { arch: config.tables.arch(), entry: nowhere, devicetree: nowhere };
+        let start = Start { arch: config.tables.arch(), entry: nowhere, devicetree: nowhere, point: None };
         let vm = backend::open(config, &layout, &memory, start)?;
         Ok(Self { config: config.clone(), layout, memory, vm, firmware: firmware.to_owned(), incoming: true })
     }
@@ -168,4 +150,6 @@ pub struct Start {
     pub entry: Gpa,
     /// Its x0, on ARMv7 its r2.
     pub devicetree: Gpa,
+    /// Its x3 or r3: the register at which the guest asks to be moved, where it is to do so before it can have read the devicetree.
+    pub point: Option<Gpa>,
 }

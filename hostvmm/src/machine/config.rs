@@ -14,7 +14,6 @@ use workload::Pattern;
 
 use super::cpu::CpuModel;
 use super::heartbeat::Heartbeat;
-use super::kernel::KernelFiles;
 use crate::backend::{Accelerator, KvmLog, Skew};
 use crate::memory::{Backing, host_page_bytes};
 
@@ -83,11 +82,10 @@ pub struct MachineConfig {
     pub clock_line: bool,
     /// What the guest sends on its virtual link.
     pub output: GuestOutput,
+    /// Bits of the points at which the guest asks to be moved; for a VM under remote control, which stops there.
+    pub points: u32,
     /// For a machine of another VMM: the guest runs the plan's steps on its own, and there is no doorbell.
     pub standalone: bool,
-    /// A kernel to run in place of the firmware: it is told of RAM, and there is no doorbell. What is asked of the firmware above
-    /// means nothing to it.
-    pub kernel: Option<KernelFiles>,
     /// Bytes that one bit of the dirty log stands for; `None` is the host's page, the only choice on KVM.
     pub log_page_bytes: Option<u64>,
     /// Which of its dirty logs KVM is to keep; the emulator has one of its own.
@@ -122,8 +120,8 @@ impl Default for MachineConfig {
             heartbeat: Heartbeat::Off,
             clock_line: false,
             output: GuestOutput::Off,
+            points: 0,
             standalone: false,
-            kernel: None,
             log_page_bytes: None,
             kvm_log: KvmLog::Bitmap,
             backing: Backing::Memfd,
@@ -357,8 +355,7 @@ impl MachineConfig {
                 | flag(self.plant_exception, boot::FLAG_PLANT_EXCEPTION)
                 | flag(self.heartbeat.spins(), boot::FLAG_SPIN)
                 | flag(self.clock_line, boot::FLAG_CLOCK_LINE)
-                | flag(self.standalone, boot::FLAG_STANDALONE)
-                | flag(self.kernel.is_some(), boot::FLAG_KERNEL),
+                | flag(self.standalone, boot::FLAG_STANDALONE),
             region: layout.region,
             ram: layout.ram,
             seed: self.seed,
@@ -366,6 +363,7 @@ impl MachineConfig {
             params: self.params,
             heartbeat_us: self.heartbeat.period_us(),
             output: self.output,
+            points: self.points,
         }
     }
 

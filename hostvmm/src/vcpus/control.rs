@@ -5,12 +5,13 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use abi::hypercall::{Command, Outcome, Status};
+use abi::points::Point;
 use abi::{Arch, Gpa};
 
 use super::mailbox::{Mailbox, Wait};
 use super::stamps::{Exits, Stamps};
 use super::turns::Turn;
-use super::{Event, VcpusError, Word};
+use super::{Asked, Event, VcpusError, Word};
 use crate::backend::{BackendError, Vm, VmHandle};
 use crate::colo::output::{StreamId, Tap};
 use crate::device::hypercall::{Phase, answer};
@@ -75,6 +76,8 @@ pub(super) struct Control {
     pub(super) quiescent: bool,
     /// Icount: the next turn is vCPU 0's, whole.
     pub(super) fresh_turn: bool,
+    /// Where the guest last asked to be moved: until it goes on from there, or is told of elsewhere.
+    pub(super) asked: Option<Asked>,
 }
 
 impl Control {
@@ -115,8 +118,8 @@ pub(super) struct Shared {
     memory: GuestMemory,
     firmware: PathBuf,
     arch: Arch,
-    /// Whether the guest can call: a kernel of somebody else's has no doorbell, and its HVCs are not ours.
-    calls: bool,
+    /// The points at which its guest may ask to be moved.
+    points: u32,
     control: Mutex<Control>,
     changed: Condvar,
     /// Wakes the throttle's thread alone.
@@ -131,8 +134,12 @@ impl Shared {
     pub(super) fn new(machine: &Machine) -> Self {
         let config = machine.config();
         let (memory, firmware) = (machine.memory().clone(), machine.firmware().to_owned());
-        let shared = Self::with(machine.vm(), memory, firmware, config.tables.arch(), config.vcpus);
-        Self { calls: config.kernel.is_none(), ..shared }
+        Self::with(machine.vm(), memory, firmware, config.tables.arch(), config.vcpus).with_points(config.points)
+    }
+
+    /// The guest may ask to be moved at these points, bits of a mask.
+    pub(super) fn with_points(self, points: u32) -> Self {
+        Self { points, ..self }
     }
 
     pub(super) fn with(vm: VmHandle, memory: GuestMemory, firmware: PathBuf, arch: Arch, vcpus: usize) -> Self {
@@ -155,13 +162,14 @@ impl Shared {
             slice: None,
             quiescent: false,
             fresh_turn: false,
+            asked: None,
         };
         Self {
             vm,
             memory,
             firmware,
             arch,
-            calls: true,
+            points: 0,
             control: Mutex::new(control),
             changed: Condvar::new(),
             throttle_changed: Condvar::new(),
@@ -190,10 +198,6 @@ impl Shared {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn takes_calls(&self) -> bool {
-        self.calls
     }
 
     pub(super) fn exits(&self) -> &Exits {
@@ -352,11 +356,43 @@ impl Shared {
         }
     }
 
+    /// `vcpu` asks to be moved at `point`: it has executed nothing behind the store, and unless it is to wait by itself nobody executes
+    /// anything any more. It is its own thread that calls, so no stop is waited for here. `false` where that was not to be asked.
+    pub(super) fn ask(&self, vcpu: usize, point: Point) -> bool {
+        if self.points & point.bit() == 0 {
+            return false;
+        }
+        if !point.goes_on() {
+            self.tap.set_pausing(true);
+        }
+        let mut control = self.lock();
+        control.asked = Some(Asked { vcpu, point });
+        if !point.goes_on() {
+            if !std::mem::replace(&mut control.paused, true) {
+                control.stamps.last_exit = HostTime::now();
+            }
+            control.slice = None;
+            (0..control.seats.len()).filter(|other| *other != vcpu).for_each(|other| self.vm.kick(other));
+        }
+        drop(control);
+        if !point.goes_on() {
+            self.announce();
+            // One for each resume: nobody executes before the next.
+            self.post(Event::Asked);
+        }
+        true
+    }
+
+    pub(super) fn asked(&self) -> Option<Asked> {
+        self.lock().asked
+    }
+
     pub(super) fn resume(&self, slice: Option<u64>) {
         let mut control = self.lock();
         if std::mem::take(&mut control.paused) {
             control.stamps.first_entry = None;
         }
+        control.asked = control.asked.filter(|asked| asked.point.goes_on());
         control.slice = slice;
         control.quiescent = false;
         drop(control);

@@ -37,14 +37,14 @@ enum Target {
     Nothing,
 }
 
-fn target(shared: &Shared, gpa: Gpa) -> Target {
+fn target(gpa: Gpa) -> Target {
     let offset_in = |base: Gpa, len_bytes| gpa.checked_offset_from(base).filter(|offset| *offset < len_bytes);
     if let Some(offset) = offset_in(map::PL011_BASE, map::PL011_SIZE) {
         return Target::Uart(offset);
     }
     match offset_in(map::DOORBELL_BASE, map::DOORBELL_SIZE) {
-        Some(offset) if shared.takes_calls() => Target::Doorbell(offset),
-        _ => Target::Nothing,
+        Some(offset) => Target::Doorbell(offset),
+        None => Target::Nothing,
     }
 }
 
@@ -69,10 +69,7 @@ pub(super) fn handle(shared: &Shared, vcpu: &mut dyn Vcpu, exit: Result<Exit, Ba
             shared.flush_console();
             end(shared, index, Event::SystemOff)
         }
-        Ok(Exit::SystemReset) => {
-            shared.flush_console();
-            end(shared, index, Event::SystemReset)
-        }
+        Ok(Exit::SystemReset) => end(shared, index, Event::SystemReset),
         Err(error) => end(shared, index, Event::Error { vcpu: index, error }),
     }
 }
@@ -84,9 +81,12 @@ fn end(shared: &Shared, index: usize, event: Event) -> After {
 }
 
 fn load(shared: &Shared, index: usize, gpa: Gpa, len_bytes: u8) -> u64 {
-    match target(shared, gpa) {
+    match target(gpa) {
         Target::Uart(offset) => shared.uart().read(offset),
-        Target::Doorbell(offset) => doorbell::read(offset, len_bytes),
+        Target::Doorbell(offset) => {
+            let told = shared.asked().map(|asked| asked.point).filter(|point| point.goes_on());
+            doorbell::read(offset, len_bytes, told)
+        }
         Target::Nothing => {
             shared.diagnose(index, || format!("load of {len_bytes} bytes at {gpa}, where nothing is, reads zero"));
             0
@@ -96,7 +96,7 @@ fn load(shared: &Shared, index: usize, gpa: Gpa, len_bytes: u8) -> u64 {
 
 fn store(shared: &Shared, vcpu: &mut dyn Vcpu, gpa: Gpa, len_bytes: u8, data: u64) -> After {
     let index = vcpu.index();
-    match target(shared, gpa) {
+    match target(gpa) {
         Target::Uart(offset) => {
             let mut uart = shared.uart();
             let line = uart.write(offset, data);
@@ -109,15 +109,18 @@ fn store(shared: &Shared, vcpu: &mut dyn Vcpu, gpa: Gpa, len_bytes: u8, data: u6
             drop(uart);
             After::Continue
         }
-        Target::Doorbell(offset) => match doorbell::rung(offset, len_bytes, data) {
-            Some(claim) => hypercall(shared, vcpu, claim, Via::Doorbell),
-            None => {
-                shared.diagnose(index, || {
-                    format!("store of {len_bytes} bytes at doorbell offset {offset:#x} is ignored")
-                });
-                After::Continue
+        Target::Doorbell(offset) => {
+            match (doorbell::rung(offset, len_bytes, data), doorbell::asked(offset, len_bytes, data)) {
+                (Some(claim), _) => hypercall(shared, vcpu, claim, Via::Doorbell),
+                (None, Some(point)) if shared.ask(index, point) => After::Continue,
+                (None, _) => {
+                    shared.diagnose(index, || {
+                        format!("store of {len_bytes} bytes at doorbell offset {offset:#x} is ignored")
+                    });
+                    After::Continue
+                }
             }
-        },
+        }
         Target::Nothing => {
             shared.diagnose(index, || format!("store of {len_bytes} bytes at {gpa}, where nothing is, is ignored"));
             After::Continue
@@ -128,10 +131,8 @@ fn store(shared: &Shared, vcpu: &mut dyn Vcpu, gpa: Gpa, len_bytes: u8, data: u6
 fn hvc(shared: &Shared, vcpu: &mut dyn Vcpu, function: u64, claim: u64) -> After {
     // SMCCC: the function id is in w0; x0's upper half is not looked at, and those of a 32-bit call's arguments neither.
     match function as u32 {
-        HVC_FUNCTION if shared.takes_calls() => return hypercall(shared, vcpu, Gpa::new(claim), Via::Hvc),
-        HVC_FUNCTION_32 if shared.takes_calls() => {
-            return hypercall(shared, vcpu, Gpa::new(claim & 0xffff_ffff), Via::Hvc);
-        }
+        HVC_FUNCTION => return hypercall(shared, vcpu, Gpa::new(claim), Via::Hvc),
+        HVC_FUNCTION_32 => return hypercall(shared, vcpu, Gpa::new(claim & 0xffff_ffff), Via::Hvc),
         _ => {}
     }
     shared.diagnose(vcpu.index(), || format!("HVC function {function:#x} is not supported"));

@@ -42,6 +42,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use abi::hypercall::{Command, ExceptionReport, Outcome, PROGRESS_COMPLETED, PROGRESS_STARTED, PROGRESS_STOP};
+use abi::points::Point;
 use abi::{Arch, Gpa, GuestRange};
 
 use crate::backend::{BackendError, Skew, Skewed, Vcpu};
@@ -67,6 +68,8 @@ pub enum Event {
     /// The machine was given another guest's state: what was told before of parked vCPUs holds no longer, and each that is
     /// parked now is told of next.
     Restored,
+    /// The guest asks to be moved: [`Vcpus::asked`] has where.
+    Asked,
     /// A line on the console, where no tap takes it.
     Console(String),
     /// Something odd that the guest did and was told no, or that had no effect. Bounded in number.
@@ -103,6 +106,15 @@ impl Event {
     fn is_line(&self) -> bool {
         matches!(self, Self::Console(_) | Self::Diagnostic(_) | Self::CpuOff { .. })
     }
+}
+
+/// Where a guest asked to be moved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Asked {
+    /// The vCPU that asked.
+    pub vcpu: usize,
+    /// At which point. Unless it goes on from there by itself the machine is paused, right behind the vCPU's store.
+    pub point: Point,
 }
 
 /// An unexpected exception in the guest, with names for its addresses.
@@ -410,6 +422,12 @@ impl Vcpus {
             self.shared.wait_still()?;
         }
         self.shared.command_all(commands)
+    }
+
+    /// Where the guest last asked to be moved: until it is resumed from there, or for as long as it was told of a point behind which the
+    /// guest goes on. Only the points of the machine's configuration are.
+    pub fn asked(&self) -> Option<Asked> {
+        self.shared.asked()
     }
 
     /// Stops every vCPU between two instructions and returns when none executes anything.

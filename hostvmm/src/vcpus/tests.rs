@@ -4,13 +4,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use abi::hypercall::{Command, HVC_FUNCTION, Outcome};
+use abi::hypercall::{Command, HVC_FUNCTION, Outcome, REG_POINT};
+use abi::points::Point;
 use abi::{Arch, Gpa, map};
 
 use super::control::Shared;
 use super::script::{ScriptVm, Stage};
 use super::state::Counters;
-use super::{Event, SliceEnd, Stay, Vcpus, VcpusError, Wait};
+use super::{Asked, Event, SliceEnd, Stay, Vcpus, VcpusError, Wait};
 use crate::backend::Exit;
 use crate::colo::output::StreamId;
 use crate::machine::Clock;
@@ -121,6 +122,62 @@ fn a_guest_in_an_endless_loop_is_paused_resumed_and_shut_down() {
         while runs.load(Ordering::SeqCst) == seen {
             std::thread::yield_now();
         }
+        vcpus.shutdown();
+    });
+}
+
+/// A machine whose vCPU 0 asks to be moved at `asks`, one after the other, and then parks, and whose vCPU 1 spins; its guest is to ask at
+/// `allowed`.
+fn asking(clock: Clock, asks: Vec<Point>, allowed: u32) -> Vcpus {
+    let mut asks = asks.into_iter();
+    let ask = move |stage: &mut Stage<'_>| {
+        *stage.instructions += 1;
+        match asks.next() {
+            Some(point) => Exit::MmioWrite {
+                gpa: map::DOORBELL_BASE.checked_add(REG_POINT).unwrap(),
+                len_bytes: 4,
+                data: point.number().into(),
+            },
+            None => stage.next(Outcome::Ready { progress: stage.progress_slot() }),
+        }
+    };
+    let vm = ScriptVm::new(vec![Box::new(ask), Box::new(|stage| stage.spin())]);
+    let handle: Arc<dyn crate::backend::Vm> = Arc::clone(&vm) as _;
+    let shared = Shared::with(handle, vm.memory().clone(), "none.elf".into(), Arch::Aarch64, 2);
+    Vcpus::start_on(Arc::new(shared.with_points(allowed)), clock, 2, None).unwrap()
+}
+
+#[test]
+fn a_guest_stands_still_where_it_asks_to_be_moved_until_it_is_resumed() {
+    both_clocks(|clock| {
+        let asks = vec![Point::Handler, Point::Exclusives];
+        let allowed = Point::Handler.bit() | Point::Exclusives.bit();
+        let mut vcpus = asking(clock, asks.clone(), allowed);
+        for point in asks {
+            assert!(matches!(event(&vcpus), Event::Asked));
+            assert_eq!(vcpus.asked(), Some(Asked { vcpu: 0, point }));
+            vcpus.pause();
+            assert!(vcpus.save().is_ok(), "its state is there to be moved");
+            assert!(matches!(vcpus.wait_event(Some(Duration::ZERO)), Wait::TimedOut), "it does not go on");
+            vcpus.resume();
+        }
+        parked(&vcpus, 1);
+        assert_eq!(vcpus.asked(), None);
+        vcpus.shutdown();
+    });
+}
+
+#[test]
+fn a_guest_goes_on_where_it_only_tells_or_was_not_to_ask() {
+    both_clocks(|clock| {
+        let mut vcpus = asking(clock, vec![Point::Wfi, Point::Workload], Point::Wfi.bit());
+        let Event::Diagnostic(line) = event(&vcpus) else { panic!("a store that was not asked for is told") };
+        assert!(line.contains("0xc"), "{line}");
+        parked(&vcpus, 1);
+        vcpus.pause();
+        vcpus.resume();
+        let told = Some(Asked { vcpu: 0, point: Point::Wfi });
+        assert_eq!(vcpus.asked(), told, "it is told for as long as this is the machine");
         vcpus.shutdown();
     });
 }

@@ -32,7 +32,7 @@ fn machine_of(log: KvmLog, pages: u64) -> Option<(VmHandle, GuestMemory)> {
     let ram = GuestRange::new(map::RAM_BASE, 16 * page).unwrap();
     let memory = GuestMemory::new(ram, GuestRange::new(map::REGION_BASE, pages * page).unwrap(), None).unwrap();
     let config = MachineConfig { accelerator: Accelerator::Kvm, kvm_log: log, ..MachineConfig::default() };
-    let start = Start { arch: Arch::Aarch64, entry: map::RAM_BASE, devicetree: map::RAM_BASE };
+    let start = Start { arch: Arch::Aarch64, entry: map::RAM_BASE, devicetree: map::RAM_BASE, point: None };
     Some((super::open(&config, &memory, start).unwrap(), memory))
 }
 

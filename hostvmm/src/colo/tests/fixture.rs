@@ -164,6 +164,7 @@ impl ColoVm for TestVm {
             params: Default::default(),
             heartbeat_us: 0,
             output: GuestOutput::Off,
+            points: 0,
         };
         Description {
             accelerator: Accelerator::Emulator,

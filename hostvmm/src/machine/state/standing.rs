@@ -2,12 +2,20 @@
 
 use std::fmt::Write as _;
 
+use abi::Gpa;
+use zerocopy::little_endian::U32;
+
 use super::MachineState;
+use crate::memory::GuestMemory;
 use crate::vcpus::state::{CallState, VcpuPower, VcpuState};
 
 /// KVM's ids: `KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE` and the offset in `struct kvm_regs` / 4.
 const PC: u64 = 0x6030_0000_0010_0040;
 const PSTATE: u64 = 0x6030_0000_0010_0042;
+/// PSTATE.nRW: AArch32.
+const PSTATE_AARCH32: u128 = 1 << 4;
+/// WFI in A64 and in A32.
+const WFI: [u32; 2] = [0xd503_207f, 0xe320_f003];
 /// CNTV_CTL_EL0, and KVM_REG_ARM_TIMER_CVAL.
 const TIMER_CTL: u64 = 0x6030_0000_0013_df19;
 const TIMER_CVAL: u64 = 0x6030_0000_0013_df02;
@@ -24,6 +32,21 @@ impl MachineState {
             lines.push(format!("shared interrupts: {}", shared.join(", ")));
         }
         lines
+    }
+
+    /// Of each vCPU, whether it waits for an interrupt. One that KVM stops leaves its WFI, which it may, and stands right behind it: of a
+    /// guest whose code lies where it is fetched from that is looked up in `memory`.
+    pub fn waiting(&self, memory: &GuestMemory) -> Vec<bool> {
+        let waits = |state: &VcpuState| {
+            let register = |id| state.registers.iter().find(|(found, _)| *found == id).map(|(_, value)| *value);
+            let wfi = WFI[usize::from(register(PSTATE).is_some_and(|pstate| pstate & PSTATE_AARCH32 != 0))];
+            let is_wfi = |behind: u64| {
+                let at = register(PC).and_then(|pc| (pc as u64).checked_sub(behind)).map(Gpa::new);
+                at.is_some_and(|at| memory.read_obj::<U32>(at).is_ok_and(|word| word.get() == wfi))
+            };
+            state.power == VcpuPower::Waiting || (state.power == VcpuPower::On && (is_wfi(0) || is_wfi(4)))
+        };
+        self.vcpus.iter().map(waits).collect()
     }
 
     fn line(&self, vcpu: usize, state: &VcpuState) -> String {

@@ -42,6 +42,7 @@ fn offer() -> Offer {
         params: Default::default(),
         heartbeat_us: 0,
         output: GuestOutput::Off,
+        points: 0,
     };
     let description = Description {
         accelerator: Accelerator::Emulator,

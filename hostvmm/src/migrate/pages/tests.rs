@@ -64,6 +64,7 @@ fn description(page_bytes: u32) -> Description {
             params: [0; 8],
             heartbeat_us: 0,
             output: GuestOutput::Off,
+            points: 0,
         },
         page_bytes,
         counter_hz: 1,

@@ -246,6 +246,7 @@ impl TestVm {
             params: Default::default(),
             heartbeat_us: 0,
             output: GuestOutput::Off,
+            points: 0,
         };
         Description {
             accelerator: self.accelerator,

@@ -62,7 +62,7 @@ impl Executor {
     pub(super) fn new(config: &MachineConfig) -> Result<Self, CpuError> {
         let layout = config.layout().map_err(BuildError::from)?;
         let memory = GuestMemory::new(layout.ram(), layout.region(), None)?;
-        let start = Start { arch: config.tables.arch(), entry: map::RAM_BASE, devicetree: map::RAM_BASE };
+        let start = Start { arch: config.tables.arch(), entry: map::RAM_BASE, devicetree: map::RAM_BASE, point: None };
         let vm = backend::open(config, &layout, &memory, start)?;
         let vcpu = vm.take_vcpu(0).expect("a machine has a vCPU that nobody has taken");
         Ok(Self {

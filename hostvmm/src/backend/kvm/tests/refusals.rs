@@ -70,7 +70,11 @@ fn memory() -> GuestMemory {
 
 fn open(memory: &GuestMemory, kvm_log: KvmLog) -> Result<VmHandle, BuildError> {
     let config = MachineConfig { accelerator: Accelerator::Kvm, vcpus: 2, kvm_log, ..MachineConfig::default() };
-    super::super::open(&config, memory, Start { arch: Arch::Aarch64, entry: map::RAM_BASE, devicetree: map::RAM_BASE })
+    super::super::open(
+        &config,
+        memory,
+        Start { arch: Arch::Aarch64, entry: map::RAM_BASE, devicetree: map::RAM_BASE, point: None },
+    )
 }
 
 /// Whether this host has KVM's log `log`.
