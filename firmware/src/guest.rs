@@ -6,7 +6,8 @@
 //!
 //! - [`arch`]: what the architecture asks for; [`image`], [`mmu`], [`exceptions`]: what rests on it directly;
 //! - [`devicetree`], [`console`], [`gic`], [`timer`], [`psci`], [`hypercall`]: the machine around the CPU;
-//! - [`heartbeat`], [`clock`]: what the guest itself notices of time; [`command`], [`pattern`], [`selfcheck`]: the work.
+//! - [`heartbeat`], [`clock`]: what the guest itself notices of time; [`command`], [`pattern`], [`selfcheck`]: the work;
+//! - [`points`]: asking to be moved to another machine.
 //!
 //! [`Machine`] is what boot finds out once; all vCPUs share it and never change it.
 #![expect(unsafe_code, reason = "symbols that the entry code jumps to have to keep their names")]
@@ -25,6 +26,7 @@ mod image;
 mod mmu;
 mod panic;
 mod pattern;
+mod points;
 mod psci;
 mod selfcheck;
 mod smp;
@@ -70,7 +72,7 @@ extern "C" fn primary_entry(dtb: usize) -> ! {
     }
     let plan = plan(&boot);
     let (space, free) = mmu::build(&boot, &devices, &features, &plan);
-    space.registers().switch_to();
+    space.registers().switch_to(points::at_table_switch(boot.points, devices.doorbell));
     heap::init(free);
     if let Some(uart) = devices.uart {
         console::init(uart);
@@ -85,6 +87,7 @@ extern "C" fn primary_entry(dtb: usize) -> ! {
         boot.region,
         free.len_bytes() / 1024
     ));
+    points::print_first(machine);
     gic::init(machine);
     smp::start_secondaries(machine);
     start(machine, 0)
@@ -101,6 +104,9 @@ extern "C" fn secondary_entry(machine: *const Machine, vcpu: usize) -> ! {
 /// What primary and secondaries do alike once they translate: take interrupts, obey commands.
 fn start(machine: &'static Machine, vcpu: usize) -> ! {
     gic::init_vcpu();
+    if vcpu == 0 {
+        points::tour(machine);
+    }
     timer::init(machine, vcpu);
     cpu::unmask_irq();
     if vcpu == 0 && machine.boot.flags & FLAG_PLANT_EXCEPTION != 0 {

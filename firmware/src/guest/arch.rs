@@ -4,7 +4,7 @@
 //! - `mmu`: translation tables, the layout of the address space and the registers; `cache`: maintenance;
 //! - `cpu`: barriers, interrupts, waiting, calls to the hypervisor, device registers; `timer`: the virtual timer;
 //!   `cycles`: the cycle counter;
-//! - `features`: what the CPU can do; `pattern`: the writes that name instructions of their own.
+//! - `features`: what the CPU can do; `pattern`: the writes that name instructions of their own; `points`: asking to be moved.
 //!
 //! Common code uses these names and no register. Neighbours: all of [`crate::guest`].
 
@@ -14,6 +14,6 @@ mod aarch64;
 mod armv7;
 
 #[cfg(target_arch = "aarch64")]
-pub(crate) use aarch64::{cache, cpu, cycles, entry, features, mmu, pattern, timer};
+pub(crate) use aarch64::{cache, cpu, cycles, entry, features, mmu, pattern, points, timer};
 #[cfg(target_arch = "arm")]
-pub(crate) use armv7::{cache, cpu, cycles, entry, features, mmu, pattern, timer};
+pub(crate) use armv7::{cache, cpu, cycles, entry, features, mmu, pattern, points, timer};

@@ -16,7 +16,7 @@ use crate::guest::arch::cpu;
 use crate::guest::clock::ClockLine;
 use crate::guest::pattern::Executor;
 use crate::guest::psci::Conduit;
-use crate::guest::{Machine, console, heartbeat, hypercall, selfcheck, timer};
+use crate::guest::{Machine, console, heartbeat, hypercall, points, selfcheck, timer};
 
 /// One vCPU's [`ProgressSlot`], as the atomics it is made of.
 #[repr(C, align(64))]
@@ -82,6 +82,8 @@ pub(crate) fn refuse(vcpu: usize, psci: Conduit, outcome: Outcome) -> ! {
 
 /// What one vCPU executes steps with.
 struct Worker {
+    machine: &'static Machine,
+    vcpu: usize,
     executor: Executor,
     progress: &'static Progress,
     clock: ClockLine,
@@ -95,6 +97,8 @@ impl Worker {
             progress.heartbeat.store(heartbeat::block(vcpu).raw(), Ordering::Release);
         }
         Self {
+            machine,
+            vcpu,
             executor: Executor::new(machine, vcpu),
             progress,
             clock: ClockLine::new(machine, vcpu),
@@ -113,6 +117,9 @@ impl Worker {
             core::sync::atomic::fence(Ordering::SeqCst);
             if let Err(outcome) = self.executor.step(step) {
                 return outcome;
+            }
+            if self.vcpu == 0 {
+                points::in_step(self.machine, step);
             }
             step += 1;
             progress.completed.store(step, Ordering::Release);

@@ -31,6 +31,8 @@ struct Alarms {
     /// Zero: no heartbeat.
     period: AtomicU64,
     spins: AtomicBool,
+    /// Interrupts taken.
+    interrupts: AtomicU64,
 }
 
 static ALARMS: [Alarms; MAX_VCPUS] = [const {
@@ -39,6 +41,7 @@ static ALARMS: [Alarms; MAX_VCPUS] = [const {
         beat_at: AtomicU64::new(NEVER),
         period: AtomicU64::new(0),
         spins: AtomicBool::new(false),
+        interrupts: AtomicU64::new(0),
     }
 }; MAX_VCPUS];
 
@@ -76,6 +79,7 @@ pub(crate) fn init(machine: &Machine, vcpu: usize) {
 pub(crate) fn handle_irq() {
     let vcpu = cpu::vcpu_index();
     let alarms = &ALARMS[vcpu];
+    alarms.interrupts.store(alarms.interrupts.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     let now = timer::now();
     if now >= alarms.wake_at.load(Ordering::Relaxed) {
         alarms.wake_at.store(NEVER, Ordering::Relaxed);
@@ -113,12 +117,31 @@ fn wait_until(alarms: &Alarms, deadline: u64) {
     cpu::mask_irq();
     alarms.wake_at.store(deadline, Ordering::Relaxed);
     alarms.arm();
+    wait_awake();
+    cpu::unmask_irq();
+}
+
+/// Interrupts of its timer that this vCPU has taken.
+pub(crate) fn interrupts() -> u64 {
+    ALARMS[cpu::vcpu_index()].interrupts.load(Ordering::Relaxed)
+}
+
+/// Has the timer interrupt this vCPU, which has interrupts masked, after `duration_ms`.
+pub(crate) fn wake_in(duration_ms: u64) {
+    let alarms = &ALARMS[cpu::vcpu_index()];
+    let ticks = (timer::frequency() / 1000).saturating_mul(duration_ms);
+    alarms.wake_at.store(timer::now().saturating_add(ticks), Ordering::Relaxed);
+    alarms.arm();
+}
+
+/// Waits until this vCPU, which has interrupts masked, has been woken as [`wake_in`] was told.
+pub(crate) fn wait_awake() {
+    let alarms = &ALARMS[cpu::vcpu_index()];
     while !alarms.is_awake() {
         cpu::wait_for_interrupt();
         cpu::unmask_irq(); // a pending interrupt is taken here at the latest
         cpu::mask_irq();
     }
-    cpu::unmask_irq();
 }
 
 /// Looks at the counter until `deadline`. The timer's own beats wait meanwhile: one beat must not interrupt another.

@@ -8,5 +8,6 @@ pub(crate) mod entry;
 pub(crate) mod features;
 pub(crate) mod mmu;
 pub(crate) mod pattern;
+pub(crate) mod points;
 pub(crate) mod timer;
 mod vectors;

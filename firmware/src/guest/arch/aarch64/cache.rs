@@ -32,6 +32,15 @@ pub(crate) fn clean(range: GuestRange) {
     barrier::dsb(SY);
 }
 
+/// Drops what the caches hold of `range`, which was written around them, for a reader with its MMU on. Nothing else lies in its lines.
+pub(crate) fn invalidate(range: GuestRange) {
+    for line in lines(range) {
+        // SAFETY: the caller's promise that the caches hold nothing of these lines that memory has not.
+        unsafe { asm!("dc ivac, {}", in(reg) line, options(nostack, preserves_flags)) };
+    }
+    barrier::dsb(SY);
+}
+
 /// Makes instructions written through `data_va` visible to fetches through `code_va`. Both name the same 64 bytes at
 /// most, not crossing a line of either cache (DDI 0487 B2.4.4).
 pub(crate) fn publish_code(data_va: usize, code_va: usize) {

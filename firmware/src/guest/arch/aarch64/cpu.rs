@@ -33,6 +33,14 @@ pub(crate) fn mask_irq() {
     DAIF.modify(DAIF::I::Masked);
 }
 
+/// Whether an interrupt is pending, masked or not.
+pub(crate) fn is_irq_pending() -> bool {
+    let pending: u64;
+    // SAFETY: reading ISR_EL1 has no effect on anything else.
+    unsafe { asm!("mrs {}, isr_el1", out(reg) pending, options(nomem, nostack, preserves_flags)) };
+    pending & 1 << 7 != 0
+}
+
 /// Index of this vCPU, which the entry code left in TPIDR_EL1.
 pub(crate) fn vcpu_index() -> usize {
     TPIDR_EL1.get() as usize % MAX_VCPUS

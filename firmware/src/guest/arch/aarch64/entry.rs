@@ -15,6 +15,9 @@
 use core::arch::global_asm;
 use core::mem::offset_of;
 
+use abi::points::Point;
+
+use super::points::Record;
 use crate::guest::smp::SecondaryContext;
 
 /// SCTLR_EL1 with MMU and caches off: the bits that are RES1 without their features set (DDI 0487
@@ -104,9 +107,15 @@ global_asm!(
     .type _start, %function
 _start:
     mov     x19, x0                         // devicetree
+    mov     x27, x3                         // where to ask to be moved here, if at all
     TO_EL1
     msr     tpidr_el1, xzr                  // vCPU 0
-    ldr     x9, ={mair}
+    cbz     x27, 3f
+    adrp    x28, POINT_RECORDS + {record}
+    add     x28, x28, :lo12:POINT_RECORDS + {record}
+    mov     x26, #{mmu_off}
+    bl      point_ask
+3:  ldr     x9, ={mair}
     msr     mair_el1, x9
     ldr     x9, ={tcr_boot}
     msr     tcr_el1, x9
@@ -188,6 +197,8 @@ boot_table:
     "#,
     sctlr_high = const (SCTLR_MMU_OFF >> 16),
     sctlr_low = const (SCTLR_MMU_OFF & 0xffff),
+    record = const size_of::<Record>() * Point::MmuOff.number() as usize,
+    mmu_off = const Point::MmuOff.number(),
     mair = const pagetable::MAIR_EL1,
     tcr_boot = const TCR_BOOT,
     sctlr_boot = const SCTLR_BOOT,

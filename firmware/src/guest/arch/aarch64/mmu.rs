@@ -20,12 +20,14 @@
 use core::arch::asm;
 
 use abi::boot::BootInfo;
+use abi::points::Point;
 use abi::{Gpa, GuestRange, Tables, VaBits};
 use pagetable::{Attributes, MapError, Mapper, Sizes, TableMemory, Va, tcr_el1};
 use workload::Plan;
 
 use super::entry::{SCTLR_MMU_AND_CACHES, SCTLR_MMU_OFF};
 use super::features::Features;
+use super::points::Record;
 
 /// SCTLR_EL1: MMU, data and instruction caches on; what is writable is never executable (WXN).
 const SCTLR_MMU_ON: u64 = SCTLR_MMU_OFF | SCTLR_MMU_AND_CACHES | 1 << 19;
@@ -45,9 +47,10 @@ pub(crate) struct TranslationRegisters {
 
 impl TranslationRegisters {
     /// Leaves the boot table for these, on the primary. Granule and VA size may change, so the MMU is off in between:
-    /// no data is touched meanwhile, and instructions are fetched from the same addresses before, in between, and
-    /// after.
-    pub(crate) fn switch_to(&self) {
+    /// no data is touched meanwhile but the record of `asks`, and instructions are fetched from the same addresses before, in
+    /// between, and after. With `asks` this is where it asks to be moved: where, and the record.
+    pub(crate) fn switch_to(&self, asks: Option<(Gpa, *mut Record)>) {
+        let (register, record) = asks.map_or((0, core::ptr::null_mut()), |(at, record)| (at.raw(), record));
         // SAFETY: what this code can reach is mapped to itself by the boot table and by the new ones, which are
         // complete.
         unsafe {
@@ -63,6 +66,9 @@ impl TranslationRegisters {
                 "tlbi vmalle1",
                 "dsb nsh",
                 "isb",
+                "cbz x27, 3f",
+                "bl point_ask",
+                "3:",
                 "msr sctlr_el1, {on}",
                 "isb",
                 off = in(reg) SCTLR_MMU_OFF,
@@ -71,6 +77,10 @@ impl TranslationRegisters {
                 ttbr0 = in(reg) self.ttbr0,
                 ttbr1 = in(reg) self.ttbr1,
                 on = in(reg) self.sctlr,
+                in("x26") Point::TableSwitch.number(),
+                in("x27") register,
+                in("x28") record,
+                out("x30") _,
                 options(nostack, preserves_flags)
             );
         }

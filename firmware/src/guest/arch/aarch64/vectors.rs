@@ -12,7 +12,7 @@ use abi::hypercall::ExceptionReport;
 use tock_registers::interfaces::Readable;
 use zerocopy::little_endian::U64;
 
-use crate::guest::{exceptions, gic};
+use crate::guest::{exceptions, gic, points};
 
 /// Registers at an exception, as the vectors push them.
 #[repr(C)]
@@ -30,6 +30,8 @@ struct Frame {
 const _: () = assert!(size_of::<Frame>().is_multiple_of(16), "SP stays aligned");
 
 /// Offsets of the two vectors that are expected: IRQ from EL1t and from EL1h.
+/// Synchronous exceptions from EL1t.
+const VECTOR_SYNC_SP0: u64 = 0x000;
 const VECTOR_IRQ_SP0: u64 = 0x080;
 const VECTOR_IRQ_SPX: u64 = 0x280;
 
@@ -114,11 +116,17 @@ exception_common:
 );
 
 #[unsafe(no_mangle)]
-extern "C" fn exception_entry(frame: &Frame) {
+extern "C" fn exception_entry(frame: &mut Frame) {
     match frame.vector {
         VECTOR_IRQ_SP0 | VECTOR_IRQ_SPX => gic::handle_irq(),
+        VECTOR_SYNC_SP0 if is_data_abort() && points::handle_abort(FAR_EL1.get()) => frame.elr += 4,
         _ => report(frame),
     }
+}
+
+/// ESR_EL1.EC: a data abort taken from EL1.
+fn is_data_abort() -> bool {
+    ESR_EL1.get() >> 26 & 0x3f == 0x25
 }
 
 fn report(frame: &Frame) -> ! {

@@ -25,6 +25,16 @@ pub(crate) fn clean(range: GuestRange) {
     super::cpu::synchronize();
 }
 
+/// Drops what the caches hold of `range`, which was written around them, for a reader with its MMU on. Nothing else lies in its lines.
+pub(crate) fn invalidate(range: GuestRange) {
+    let line = line_bytes();
+    for at in (range.start().raw() as usize & !(line - 1)..range.end().raw() as usize).step_by(line) {
+        // SAFETY: the caller's promise (DCIMVAC) that the caches hold nothing of these lines that memory has not.
+        unsafe { asm!("mcr p15, 0, {}, c7, c6, 1", in(reg) at, options(nostack, preserves_flags)) };
+    }
+    super::cpu::synchronize();
+}
+
 /// Makes instructions written through `data_va` visible to fetches through `code_va`. Both name the same 64 bytes at
 /// most, not crossing a line of either cache (DDI 0406 A3.8.3).
 pub(crate) fn publish_code(data_va: usize, code_va: usize) {

@@ -33,6 +33,14 @@ pub(crate) fn mask_irq() {
     unsafe { asm!("cpsid i", options(nostack, preserves_flags)) };
 }
 
+/// Whether an interrupt is pending, masked or not.
+pub(crate) fn is_irq_pending() -> bool {
+    let pending: u32;
+    // SAFETY: reading ISR has no effect on anything else.
+    unsafe { asm!("mrc p15, 0, {}, c12, c1, 0", out(reg) pending, options(nomem, nostack, preserves_flags)) };
+    pending & 1 << 7 != 0
+}
+
 /// Index of this vCPU, which the entry code left in TPIDRPRW.
 pub(crate) fn vcpu_index() -> usize {
     let index: usize;

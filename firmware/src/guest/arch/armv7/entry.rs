@@ -15,9 +15,11 @@ use core::arch::global_asm;
 use core::mem::offset_of;
 
 use abi::Gpa;
+use abi::points::Point;
 use pagetable::short::{DACR, First, NMRR, PRRR, TTBCR};
 use pagetable::{Attributes, Execute};
 
+use super::points::Record;
 use crate::guest::smp::SecondaryContext;
 
 /// SCTLR with MMU and caches off: the bits that are RES1 (DDI 0487 G8.2.126: LSMAOE, nTLSMD, CP15BEN, Z on ARMv7, nTWI,
@@ -127,10 +129,16 @@ global_asm!(
     .global _start
     .type _start, %function
 _start:
-    mov     r8, r2                          // devicetree
+    mov     r8, r2                          // devicetree; in r3, where to ask to be moved here, if at all
     TO_SUPERVISOR
     mov     r5, #0
     mcr     p15, 0, r5, c13, c0, 4          // TPIDRPRW: vCPU 0
+    cmp     r3, #0
+    beq     3f
+    SET32   r12, (POINT_RECORDS + {record})
+    mov     r2, #{mmu_off}
+    bl      point_ask
+3:
     SET32   r5, {ttbcr}
     mcr     p15, 0, r5, c2, c0, 2
     SET32   r5, {prrr}
@@ -218,6 +226,8 @@ boot_table:
     .endr
     .popsection
     "#,
+    record = const size_of::<Record>() * Point::MmuOff.number() as usize,
+    mmu_off = const Point::MmuOff.number(),
     sctlr_off = const SCTLR_MMU_OFF,
     sctlr_boot = const SCTLR_BOOT,
     ttbcr = const TTBCR,

@@ -22,12 +22,14 @@
 use core::arch::asm;
 
 use abi::boot::BootInfo;
+use abi::points::Point;
 use abi::{Armv7Aliases, Gpa, GuestRange, Tables};
 use pagetable::{Attributes, MapError, Sizes, Va, lpae, short};
 use workload::{Pattern, Plan};
 
 use super::entry::{SCTLR_MMU_AND_CACHES, SCTLR_MMU_OFF};
 use super::features::Features;
+use super::points::Record;
 
 /// SCTLR: MMU, data and instruction caches on; what is writable is never executable (WXN).
 const SCTLR_MMU_ON: u32 = SCTLR_MMU_OFF | SCTLR_MMU_AND_CACHES | 1 << 19;
@@ -49,15 +51,18 @@ pub(crate) struct TranslationRegisters {
 
 impl TranslationRegisters {
     /// Leaves the boot table for these, on the primary. The format may change, so the MMU is off in between: no data is
-    /// touched meanwhile, and instructions are fetched from the same addresses before, in between, and after.
-    pub(crate) fn switch_to(&self) {
+    /// touched meanwhile but the record of `asks`, and instructions are fetched from the same addresses before, in between, and
+    /// after. With `asks` this is where it asks to be moved: where, and the record.
+    pub(crate) fn switch_to(&self, asks: Option<(Gpa, *mut Record)>) {
+        let (register, record) = asks.map_or((0, core::ptr::null_mut()), |(at, record)| (at.raw() as u32, record));
         // SAFETY: what this code can reach is mapped to itself by the boot table and by the new ones, which are
         // complete.
         unsafe {
             asm!(
                 "dsb",
-                "mcr p15, 0, {off}, c1, c0, 0",
+                "mcr p15, 0, {zero}, c1, c0, 0",
                 "isb",
+                "mov {zero}, #0",
                 "mcr p15, 0, {mair0}, c10, c2, 0",
                 "mcr p15, 0, {mair1}, c10, c2, 1",
                 "mcr p15, 0, {dacr}, c3, c0, 0",
@@ -70,16 +75,23 @@ impl TranslationRegisters {
                 "mcr p15, 0, {zero}, c8, c7, 0", // TLBIALL
                 "dsb",
                 "isb",
+                "cmp r3, #0",
+                "beq 3f",
+                "bl point_ask",
+                "3:",
                 "mcr p15, 0, {on}, c1, c0, 0",
                 "isb",
-                off = in(reg) SCTLR_MMU_OFF,
                 mair0 = in(reg) self.mair0,
                 mair1 = in(reg) self.mair1,
                 dacr = in(reg) self.dacr,
                 ttbcr = in(reg) self.ttbcr,
                 ttbr0 = in(reg) self.ttbr0,
-                zero = in(reg) 0,
+                zero = inout(reg) SCTLR_MMU_OFF => _,
                 on = in(reg) self.sctlr,
+                in("r2") Point::TableSwitch.number(),
+                in("r3") register,
+                in("r12") record,
+                out("lr") _,
                 options(nostack)
             );
         }

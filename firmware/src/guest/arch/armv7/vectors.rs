@@ -12,7 +12,7 @@ use core::mem::offset_of;
 use abi::hypercall::ExceptionReport;
 use zerocopy::little_endian::U64;
 
-use crate::guest::{exceptions, gic};
+use crate::guest::{exceptions, gic, points};
 
 /// Registers at an exception, as the vectors push them.
 #[repr(C)]
@@ -110,9 +110,10 @@ exception_common:
 );
 
 #[unsafe(no_mangle)]
-extern "C" fn exception_entry(frame: &Frame) {
+extern "C" fn exception_entry(frame: &mut Frame) {
     match frame.vector {
         VECTOR_IRQ => gic::handle_irq(),
+        VECTOR_DATA_ABORT if points::handle_abort(fault_registers(VECTOR_DATA_ABORT).1.into()) => frame.pc += 4,
         _ => report(frame),
     }
 }
