@@ -55,13 +55,32 @@ fn a_baseline_guest_moves_back_and_forth() {
 }
 
 #[test]
+fn guests_are_moved_where_they_ask_for_it() {
+    let guests = [
+        (firmware_or_skip(), &["--vcpus", "2"][..]),
+        (armv7_firmware_or_skip(), &["--arch", "armv7", "--tables", "short"]),
+        (armv7_firmware_or_skip(), &["--arch", "armv7", "--tables", "lpae", "--vcpus", "2"]),
+    ];
+    for (firmware, options) in guests {
+        let Some(firmware) = firmware else { continue };
+        let run = cross(firmware, &[&["--from", "emulator", "--to", "emulator", "--points", "all"], options].concat());
+        let visited: Vec<_> = hops(&run).iter().map(|hop| hop["point"].as_str().unwrap()).collect();
+        let all = ["mmu-off", "table-switch", "handler", "pending", "exclusives", "wfi", "workload"];
+        assert_eq!(visited, all, "{options:?}");
+    }
+}
+
+#[test]
 fn options_that_cannot_be_meant_are_refused() {
     for (options, word) in [
         (&["--skew", "sideways"][..], "view-alone"),
         (&["--skew", "all", "--moves", "2"], "--moves"),
+        (&["--points", "handler", "--moves", "2"], "--moves"),
+        (&["--points", "nowhere"], "table-switch"),
         (&["--accel", "emulator"], "--from"),
     ] {
         run(["verify", "cross"].iter().chain(options), false).expect_refusal(2, word);
     }
+    run(["run", "--points", "all"], false).expect_refusal(2, "--qmp");
     run(["verify", "chain", "--cpu", "baseline"], false).expect_refusal(2, "verify cross");
 }

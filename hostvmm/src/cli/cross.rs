@@ -6,6 +6,7 @@ use super::args::VerifyArgs;
 use super::common::{Accel, CommonArgs};
 use super::ending::Ending;
 use super::migrations;
+use super::points::PointsArg;
 use super::registers::{CpuArg, MissingArg};
 use crate::machine::Heartbeat;
 use crate::report::{Ledger, Progress};
@@ -32,6 +33,7 @@ pub(super) fn run(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger, En
     if args.common.accel != Accel::Auto {
         return Err(Ending::usage("verify cross has --from and --to in place of --accel".to_owned()));
     }
+    let points = options.points.as_ref();
     let (from, to) = match skew {
         Some(_) => (Accel::Emulator, Accel::Emulator),
         None => (options.from.unwrap_or(Accel::Emulator), options.to.unwrap_or(Accel::Kvm)),
@@ -42,12 +44,11 @@ pub(super) fn run(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger, En
             return Err(Ending::usage(format!("--uri {}: a move needs a way of its own, like unix or tcp", side.way)));
         }
     }
-    spec.from.flags += &match &options.skew {
-        Some(name) => format!(" --skew {name}"),
-        None => format!(
-            " --from {} --to {} --moves {}",
-            spec.from.base.machine.accelerator, spec.to.base.machine.accelerator, spec.moves
-        ),
+    let ends = (spec.from.base.machine.accelerator, spec.to.base.machine.accelerator);
+    spec.from.flags += &match (&options.skew, points) {
+        (Some(name), _) => format!(" --skew {name}"),
+        (None, Some(points)) => format!(" --from {} --to {} --points {points}", ends.0, ends.1),
+        (None, None) => format!(" --from {} --to {} --moves {}", ends.0, ends.1, spec.moves),
     };
     if options.missing_features == MissingArg::Name {
         spec.from.flags += " --missing-features name";
@@ -58,6 +59,10 @@ pub(super) fn run(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger, En
     if let Some(skew) = skew {
         let progress = Progress::new("moves", verify::skew_count(skew));
         return verify::run_skews(&spec, skew, interrupt, &progress).map_err(super::ending);
+    }
+    if let Some(points) = points.map(PointsArg::points) {
+        let progress = Progress::new("moves", points.len() as u64);
+        return verify::run_points(&spec, points, interrupt, &progress).map_err(super::ending);
     }
     let progress = Progress::new("moves", spec.moves + 1);
     verify::run_cross(&spec, interrupt, &progress).map_err(super::ending)
@@ -71,6 +76,9 @@ fn side(args: &VerifyArgs, accel: Accel) -> Result<MigrateSpec, Ending> {
     let mut spec = migrations::spec(args, &common, "cross", WITHIN)?;
     if args.cross.missing_features == MissingArg::Name {
         spec.options.extend(["--missing-features", "name"].map(str::to_owned));
+    }
+    if let Some(points) = &args.cross.points {
+        spec.options.extend(["--points".to_owned(), points.to_string()]);
     }
     if args.cross.cpu == CpuArg::Baseline {
         spec.options.extend(["--cpu", "baseline"].map(str::to_owned));

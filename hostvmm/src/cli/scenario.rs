@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::common::Accel;
+use super::points::PointsArg;
 use super::quantity::milliseconds;
 use super::registers::{CpuArg, MissingArg};
 use crate::colo::PlantedOmission;
@@ -131,6 +132,9 @@ pub(crate) struct CrossArgs {
     /// constant-different, affinity-different, feature-more, view-alone, masked-bit, reserved-bit, or all.
     #[arg(long, value_name = "SKEW|all", conflicts_with_all = ["from", "to", "moves"])]
     pub(crate) skew: Option<String>,
+    /// Move the guest at points where it asks for it, as of `run`, once at each, and compare every register that it reads before and after.
+    #[arg(long, value_name = "LIST|all", conflicts_with_all = ["moves", "skew"])]
+    pub(crate) points: Option<PointsArg>,
     /// What of the CPU the guest is shown, as of `run`.
     #[arg(long, value_enum, value_name = "MODEL", default_value_t = CpuArg::Host, hide_default_value = true)]
     pub(crate) cpu: CpuArg,
@@ -142,9 +146,9 @@ pub(crate) struct CrossArgs {
 impl CrossArgs {
     /// Whether none is given.
     pub(crate) fn is_empty(&self) -> bool {
-        let Self { from, to, moves, skew, missing_features, cpu } = self;
-        let given = [from.is_some(), to.is_some(), moves.is_some(), skew.is_some()];
-        given == [false; 4] && *missing_features == MissingArg::Refuse && *cpu == CpuArg::Host
+        let Self { from, to, moves, skew, points, missing_features, cpu } = self;
+        let given = [from.is_some(), to.is_some(), moves.is_some(), skew.is_some(), points.is_some()];
+        given == [false; 5] && *missing_features == MissingArg::Refuse && *cpu == CpuArg::Host
     }
 }
 

@@ -5,7 +5,7 @@
 //! - [`translate()`]: from a source's registers to the writes that restore them at a destination, in order, with a named line
 //!   ([`Note`]) for everything that is not simply copied, or the reasons why not ([`Refusal`]);
 //! - [`constants`] and [`check_constants`]: what of it can be told before anything moves;
-//! - [`unexplained`]: two vCPUs before and after a move, held against what was said of it;
+//! - [`unexplained`]: two vCPUs before and after a move, held against what was said of it; [`unexplained_to_guest`]: what a guest read;
 //! - [`features`]: CPU compatibility by the fields of identification registers, and the [`features::Baseline`] of two machines;
 //! - [`Snapshot`]: a list of registers as text, the form of the fixtures.
 //!
@@ -29,6 +29,7 @@ mod id;
 mod judge;
 mod outcome;
 mod rule;
+mod seen;
 mod snapshot;
 mod table;
 mod translate;
@@ -44,6 +45,7 @@ pub use self::handshake::{check_constants, constants};
 pub use self::judge::unexplained;
 pub use self::outcome::{Note, NoteKind, Reason, Refusal, Side, Translation, Unheld};
 pub use self::rule::{Absent, Entry, Rule, Stage, Surplus};
+pub use self::seen::unexplained_to_guest;
 pub use self::snapshot::{MAX_REGISTERS, Snapshot, SnapshotError};
 pub use self::table::{lookup, table};
 pub use self::translate::translate;

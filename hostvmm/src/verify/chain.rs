@@ -92,6 +92,7 @@ fn drive(
             hop,
             from: host(hop - 1).to_owned(),
             to: host(hop).to_owned(),
+            point: None,
             status: seen.status,
             total_ns: seen.total_ns,
             downtime_host_ns: seen.downtime_host_ns,

@@ -127,6 +127,7 @@ fn drive(spec: &CrossSpec, watch: Watch<'_>, progress: &Progress, ledger: &mut L
             hop,
             from: name(hop - 1),
             to: name(hop),
+            point: None,
             status: seen.status,
             total_ns: begun.elapsed().as_nanos() as u64,
             downtime_host_ns: seen.downtime_host_ns,

@@ -3,7 +3,7 @@
 //! - [`Spec`]: one run as the command line asks for it;
 //! - [`run_passes`], [`run_served`], [`run_matrix`], [`run_faults`], [`run_hugepages`]: the scenarios, each yielding a [`crate::report::Ledger`];
 //! - [`run_migrations`], [`run_cancel`], [`run_kills`], [`run_chain`]: the same of a [`MigrateSpec`], in processes of their own ([`pair`]);
-//! - [`run_cross`], [`run_skews`]: a guest between accelerators, and between lists of registers, of a [`CrossSpec`];
+//! - [`run_cross`], [`run_points`], [`run_skews`]: a guest between accelerators, where it asks for it, and between lists of registers, of a [`CrossSpec`];
 //! - [`run_colo`], [`run_colo_kills`]: pairs that run the same guest, of a [`ColoSpec`];
 //! - [`cpu`]: KVM and the emulator compared, instruction by instruction;
 //! - [`model`], [`oracle`]: what memory and the dirty log must be, from the plan alone;
@@ -26,6 +26,7 @@ pub mod model;
 pub mod oracle;
 mod pair;
 pub(crate) mod passes;
+mod points;
 pub(crate) mod running;
 mod served;
 mod side_by_side;
@@ -53,6 +54,7 @@ pub use matrix::{Axes, run_matrix};
 pub use migrate::run_migrations;
 pub use pair::{MigrateSpec, PairError, Way};
 pub use passes::{RunError, run_passes};
+pub use points::run_points;
 pub use served::run_served;
 pub use skews::{run_skews, skew_count};
 

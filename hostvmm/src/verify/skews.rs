@@ -146,6 +146,7 @@ fn drive(
         hop: number as u64,
         from: if case.whose == Source { case.skew.name() } else { "plain" }.to_owned(),
         to: if case.whose == Destination { case.skew.name() } else { "plain" }.to_owned(),
+        point: None,
         status: seen.status.clone(),
         total_ns: seen.total_ns,
         downtime_host_ns: seen.downtime_host_ns,

@@ -272,6 +272,9 @@ pub struct HopEntry {
     pub from: String,
     /// See `from`.
     pub to: String,
+    /// The point at which the guest asked for it; absent where it did not.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub point: Option<String>,
     /// As `query-migrate` names it.
     pub status: String,
     /// Start to end, in ns.
