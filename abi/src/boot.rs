@@ -35,8 +35,10 @@ pub const FLAG_SPIN: u32 = 1 << 3;
 pub const FLAG_CLOCK_LINE: u32 = 1 << 4;
 /// There is no host to ask: every vCPU runs the plan's steps from step 0 on without end.
 pub const FLAG_STANDALONE: u32 = 1 << 5;
+/// The guest is a kernel that reads no boot block: the block only tells one host of the machine that another one has.
+pub const FLAG_KERNEL: u32 = 1 << 16;
 const KNOWN_FLAGS: u32 =
-    FLAG_HVC | FLAG_REGION_BLOCKS | FLAG_PLANT_EXCEPTION | FLAG_SPIN | FLAG_CLOCK_LINE | FLAG_STANDALONE;
+    FLAG_HVC | FLAG_REGION_BLOCKS | FLAG_PLANT_EXCEPTION | FLAG_SPIN | FLAG_CLOCK_LINE | FLAG_STANDALONE | FLAG_KERNEL;
 
 /// Shortest heartbeat period, in microseconds: with a shorter one a guest does little else than beat.
 pub const HEARTBEAT_MIN_US: u32 = 20;

@@ -4,6 +4,7 @@
 //! of `matrix` as hostvmm's: 0 passed, 1 failed, 4 skipped.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -80,6 +81,12 @@ enum Action {
         #[arg(last = true, value_name = "OPTION")]
         arguments: Vec<OsString>,
     },
+    /// Write the initramfs of a Linux guest, whose program dirties memory and checks it, for hostvmm on a machine of its own.
+    #[command(after_help = "Example: scripts/lab linux-initramfs /tmp/initramfs.cpio")]
+    LinuxInitramfs {
+        /// Where to.
+        file: PathBuf,
+    },
     /// Boot into a shell; `exit` or Ctrl-A x ends it.
     Shell {
         #[command(flatten)]
@@ -122,6 +129,10 @@ struct MachineOptions {
     /// MiB of memory. With 512 or less Linux leaves transparent huge pages off.
     #[arg(long, default_value_t = 1024)]
     memory: u32,
+    /// Carry a kernel for a Linux guest of hostvmm's, one of those above, as /linux/Image, and an initramfs whose program dirties
+    /// memory and checks it, as /linux/initramfs.cpio.
+    #[arg(long, value_name = "KERNEL")]
+    linux: Option<KernelChoice>,
     /// Carry hostvmm's unit tests into the guest, as /files/hostvmm-tests.
     #[arg(long, conflicts_with = "no_build")]
     unit_tests: bool,
@@ -181,6 +192,12 @@ fn act(checkout: &Path, action: Action) -> Result<u8, Error> {
         },
         Action::Bench { machine } => measure(checkout, MachineOptions { clock: Clock::Icount, ..machine }),
         Action::BenchMigrate { machine, arguments } => measure_migration(checkout, &machine, &arguments),
+        Action::LinuxInitramfs { file } => {
+            let programs = cross::programs(checkout, true, Progress::new(false))?;
+            let bytes = guest::linux_initramfs(&programs.dirtyram)?;
+            fs::write(&file, bytes).map_err(Error::file("write", &file))?;
+            Ok(0)
+        }
         Action::Shell { machine } => {
             let work = work_directory()?;
             let machine = prepare(checkout, &machine, &[], &[], work.path())?;
@@ -195,7 +212,10 @@ fn bring(checkout: &Path, cache: &Cache, options: &MachineOptions, progress: Pro
     thread::scope(|scope| {
         let kernel = scope.spawn(|| match options.no_fetch || options.no_build {
             true => Ok(()),
-            false => kernel::ensure(cache, checkout, &options.kernel, progress),
+            false => {
+                let linux = options.linux.iter();
+                linux.chain([&options.kernel]).try_for_each(|choice| kernel::ensure(cache, checkout, choice, progress))
+            }
         });
         // What is missing anyway is said before minutes of building.
         if options.no_fetch || matches!(options.kernel, KernelChoice::Image(_)) {
@@ -250,8 +270,11 @@ fn prepare(
     let progress = options.progress();
     let cache = Cache::open(&checkout.join(".tidemark/lab"))?;
     let programs = bring(checkout, &cache, options, progress)?;
-    let contents = Contents { programs: &programs, files, command };
-    let (image, initramfs) = guest::pack(&cache.reader()?, checkout, &options.kernel, &contents, work)?;
+    let reader = cache.reader()?;
+    let linux = options.linux.as_ref().map(|choice| kernel::find(&reader, checkout, choice)).transpose()?;
+    let linux = linux.as_ref().map(|kernel| kernel.image.as_path());
+    let contents = Contents { programs: &programs, linux, files, command };
+    let (image, initramfs) = guest::pack(&reader, checkout, &options.kernel, &contents, work)?;
     progress.step(format_args!("booting kernel {}", options.kernel));
     Ok(Machine {
         image,

@@ -1,4 +1,4 @@
-//! The programs that the guest runs: hostvmm and `lab-init` as static arm64 programs, and the firmware.
+//! The programs that the guest runs: hostvmm, `lab-init` and `dirtyram` as static arm64 programs, and the firmware.
 //!
 //! With the musl target that rustup brings, Rust's own linker does; the C code of two dependencies (TLS's primitives, zstd)
 //! needs a C compiler for arm64 besides. They use nothing of the C library that musl's does not have.
@@ -24,6 +24,8 @@ const C_PACKAGES: &str = "gcc-aarch64-linux-gnu libc6-dev-arm64-cross";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Programs {
     pub(crate) init: PathBuf,
+    /// The program of a Linux guest that hostvmm runs.
+    pub(crate) dirtyram: PathBuf,
     pub(crate) hostvmm: PathBuf,
     pub(crate) firmware: PathBuf,
     /// None where the compiler has no such target.
@@ -45,6 +47,7 @@ pub(crate) fn programs(checkout: &Path, build: bool, progress: Progress) -> Resu
     let has_armv7 = has_target(checkout, FIRMWARE_ARMV7);
     let mut programs = Programs {
         init: host.join("lab-init"),
+        dirtyram: host.join("dirtyram"),
         hostvmm: host.join("hostvmm"),
         firmware: firmware(FIRMWARE),
         firmware_armv7: has_armv7.then(|| firmware(FIRMWARE_ARMV7)),
@@ -74,8 +77,9 @@ pub(crate) fn programs(checkout: &Path, build: bool, progress: Progress) -> Resu
         }
     } else {
         programs.firmware_armv7 = programs.firmware_armv7.filter(|path| path.is_file());
-        if let Some(missing) =
-            [&programs.init, &programs.hostvmm, &programs.firmware].into_iter().find(|path| !path.is_file())
+        if let Some(missing) = [&programs.init, &programs.dirtyram, &programs.hostvmm, &programs.firmware]
+            .into_iter()
+            .find(|path| !path.is_file())
         {
             let what = missing.display().to_string();
             return Err(Error::NotCached { what, remedy: "prepare".to_owned() });

@@ -17,7 +17,10 @@ use crate::kernel::{self, KernelChoice};
 pub(crate) const HOSTVMM: &str = "target/release/hostvmm";
 pub(crate) const FIRMWARE: &str = "target/aarch64-unknown-none-softfloat/release/firmware";
 const FIRMWARE_ARMV7: &str = "target/armv7a-none-eabi/release/firmware";
-const DIRECTORIES: [&str; 15] = [
+/// Where a Linux guest's kernel and its initramfs are.
+const LINUX_IMAGE: &str = "linux/Image";
+const LINUX_INITRAMFS: &str = "linux/initramfs.cpio";
+const DIRECTORIES: [&str; 16] = [
     "proc",
     "sys",
     "dev",
@@ -33,6 +36,7 @@ const DIRECTORIES: [&str; 15] = [
     "target/armv7a-none-eabi",
     "target/armv7a-none-eabi/release",
     "files",
+    "linux",
 ];
 /// What a command line in the guest is likely to use; `busybox --list` has more.
 const APPLETS: [&str; 24] = [
@@ -44,6 +48,8 @@ const APPLETS: [&str; 24] = [
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Contents<'a> {
     pub(crate) programs: &'a Programs,
+    /// A kernel for a guest of hostvmm's, to [`LINUX_IMAGE`], with an initramfs beside it.
+    pub(crate) linux: Option<&'a Path>,
     /// The caller's, each to `/files/NAME`.
     pub(crate) files: &'a [PathBuf],
     /// Empty: an interactive shell.
@@ -97,11 +103,27 @@ fn write(contents: &Contents<'_>, modules: &[PathBuf], busybox: &Path, path: &Pa
         let bytes = fs::read(from).map_err(Error::file("read", from))?;
         archive.file(&name, true, &bytes).map_err(failed)?;
     }
+    if let Some(image) = contents.linux {
+        let bytes = fs::read(image).map_err(Error::file("read", image))?;
+        archive.file(LINUX_IMAGE, false, &bytes).map_err(failed)?;
+        archive.file(LINUX_INITRAMFS, false, &linux_initramfs(&own.dirtyram)?).map_err(failed)?;
+    }
     for applet in APPLETS {
         archive.link(&format!("bin/{applet}"), "busybox").map_err(failed)?;
     }
     archive.file(COMMAND, false, &command_line(contents.command)).map_err(failed)?;
     archive.finish().and_then(|mut file| file.flush()).map_err(failed)
+}
+
+/// The initramfs of a Linux guest whose only program is `dirtyram`.
+pub(crate) fn linux_initramfs(dirtyram: &Path) -> Result<Vec<u8>, Error> {
+    let program = fs::read(dirtyram).map_err(Error::file("read", dirtyram))?;
+    let failed = |source| Error::File { action: "pack", path: dirtyram.to_owned(), source };
+    let mut archive = newc::Writer::new(Vec::new());
+    archive.directory("dev").map_err(failed)?;
+    archive.device("dev/console", 5, 1).map_err(failed)?;
+    archive.file("init", true, &program).map_err(failed)?;
+    archive.finish().map_err(failed)
 }
 
 /// Each argument ended by a NUL byte, as [`COMMAND`] says.
@@ -134,6 +156,7 @@ mod tests {
         };
         let programs = Programs {
             init: file("i"),
+            dirtyram: file("d"),
             hostvmm: file("h"),
             firmware: file("f"),
             firmware_armv7: Some(file("v7")),
@@ -142,10 +165,17 @@ mod tests {
         let (modules, files) = ([file("0-virtio.ko")], [file("image.elf")]);
         let path = directory.path().join("initramfs");
         let command = ["hostvmm".into()];
-        let contents = Contents { programs: &programs, files: &files, command: &command };
+        let linux = file("kernel");
+        let contents = Contents { programs: &programs, linux: Some(&linux), files: &files, command: &command };
         write(&contents, &modules, &file("busybox"), &path).unwrap();
         let archive = fs::read(&path).unwrap();
-        let names: Vec<_> = newc::read(&archive).unwrap().iter().map(|file| file.name).collect();
+        let entries = newc::read(&archive).unwrap();
+        let names: Vec<_> = entries.iter().map(|file| file.name).collect();
+        let content = |name: &str| entries.iter().find(|file| file.name == name).unwrap().bytes;
+        assert_eq!(content(LINUX_IMAGE), b"kernel");
+        let inner: Vec<_> =
+            newc::read(content(LINUX_INITRAMFS)).unwrap().iter().map(|file| (file.name, file.bytes)).collect();
+        assert_eq!(inner, [("init", &b"d"[..])]);
         let own = ["init", HOSTVMM, FIRMWARE, "bin/busybox", FIRMWARE_ARMV7];
         let others = ["lab/modules/0-virtio.ko", "files/image.elf"];
         assert_eq!(names[..7], [&own[..], &others].concat());

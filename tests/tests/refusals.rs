@@ -47,6 +47,46 @@ fn a_firmware_that_is_none_is_refused() {
 }
 
 #[test]
+fn a_kernel_that_is_none_and_what_only_the_firmware_does_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, contents: &[u8]| {
+        let path = directory.path().join(name);
+        fs::write(&path, contents).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let none = file("none", b"no kernel at all, but as long as the header of one would be, and longer");
+    // Like a header in all but its size: 1 GiB of memory, and 256 MiB of RAM.
+    let mut huge = [0_u8; 64];
+    huge[16..20].copy_from_slice(&(1_u32 << 30).to_le_bytes());
+    huge[56..60].copy_from_slice(b"ARM\x64");
+    let (huge, packed) = (file("huge", &huge), file("packed", b"\x1f\x8b and then no gzip"));
+    for (kernel, word) in [
+        ("/nonexistent/Image", "/nonexistent/Image"),
+        ("/", "regular file"),
+        (&none, "magic number"),
+        (&huge, "--ram"),
+        (&packed, "packed"),
+    ] {
+        run(["run", "--accel", "emulator", "--kernel", kernel], false).expect_refusal(2, word);
+    }
+    run(["run", "--initrd", &none], false).expect_refusal(2, "--kernel");
+    run(["run", "--kernel", &none, "--append", &"x".repeat(2048)], false).expect_refusal(2, "--append");
+    for more in [
+        &["--workload", "mixed"][..],
+        &["--heartbeat", "timer"],
+        &["--clock", "icount"],
+        &["--arch", "armv7"],
+        &["--track-dirty"],
+        &["--verify-guest"],
+        &["--firmware", "elf"],
+    ] {
+        run(["run", "--kernel", &none].iter().chain(more), false).expect_refusal(2, more[0]);
+    }
+    run(["verify", "passes", "--kernel", &none], false).expect_refusal(2, "verify passes");
+    run(["verify", "chain", "--kernel", &none], false).expect_refusal(2, "verify chain");
+}
+
+#[test]
 fn a_truncated_or_foreign_elf_is_refused() {
     let host = fs::read(std::env::current_exe().unwrap()).unwrap();
     if cfg!(target_arch = "x86_64") {

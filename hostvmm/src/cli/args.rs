@@ -40,7 +40,8 @@ pub(crate) enum Command {
         --bitmap-file /tmp/dirty_bitmap --workload tstaeshm --passes 200\n  hostvmm run --workload \
         dirtyram:pages=2048,step=40 --qmp unix:/tmp/a.qmp\n  hostvmm run --workload dirtyram:pages=2048,step=40 --qmp \
         unix:/tmp/b.qmp --incoming tcp:0:4321\n  hostvmm run --colo secondary --incoming unix:/tmp/b.colo --colo-outlet \
-        unix:/tmp/outlet\n  hostvmm run --colo primary --colo-peer unix:/tmp/b.colo --colo-outlet unix:/tmp/outlet")]
+        unix:/tmp/outlet\n  hostvmm run --colo primary --colo-peer unix:/tmp/b.colo --colo-outlet unix:/tmp/outlet\n  hostvmm run --kernel \
+        Image --initrd initramfs.cpio --append \"console=ttyAMA0 quiet\"")]
     Run(RunArgs),
     /// Move a running VM's guest to where another one waits for it, and say how that went.
     #[command(

@@ -7,6 +7,7 @@ use abi::packet::GuestOutput;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
+use super::kernel::KernelArgs;
 use super::quantity::{self, milliseconds};
 use crate::dirty::DirtyLogKind;
 use crate::machine::Heartbeat;
@@ -18,6 +19,8 @@ pub(crate) struct CommonArgs {
     /// The guest's ELF file [default: the built firmware for --arch].
     #[arg(long, value_name = "ELF")]
     pub(crate) firmware: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) kernel: KernelArgs,
     /// What executes the guest.
     #[arg(long, value_enum, default_value_t = Accel::Auto)]
     pub(crate) accel: Accel,

@@ -148,6 +148,23 @@ impl InstanceArgs {
         given.into_iter().find(|(_, given)| *given && !self.is_asked()).map(|(name, _)| name)
     }
 
+    /// Refuses what only the firmware can be asked for.
+    fn check_kernel(&self, plant_exception: bool) -> Result<(), Ending> {
+        let given = [
+            ("--track-dirty", self.track_dirty),
+            ("--verify-guest", self.verify_guest),
+            ("--colo", self.colo.is_some()),
+            ("--colo-outlet", self.colo_outlet.is_some()),
+            ("--plant-exception", plant_exception),
+        ];
+        match given.into_iter().find(|(_, given)| *given) {
+            Some((option, _)) => Err(Ending::usage(format!(
+                "{option} needs the firmware, whose memory a plan foretells; leave out one of {option} and --kernel"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     fn options(&self) -> Result<Options, Ending> {
         if self.qmp.is_none() && (self.paused || matches!(self.incoming, Some(Incoming::Defer))) {
             return Err(Ending::usage(
@@ -202,6 +219,9 @@ pub(super) fn run(args: &InstanceArgs, common: &CommonArgs, plant_exception: boo
     }
     if common.dest.is_some() {
         return Err(Ending::usage("a VM under remote control makes no copy; leave out --dest".to_owned()));
+    }
+    if common.kernel.is_asked() {
+        args.check_kernel(plant_exception)?;
     }
     let options = args.options()?;
     let mut spec = common.spec("run")?;

@@ -102,6 +102,10 @@ impl CommonArgs {
     /// The options with what `verify migrate` has by default: a heartbeat, and a clock line.
     fn measured(&self) -> Self {
         let mut options = self.clone();
+        if options.kernel.is_asked() {
+            // It prints its clock itself, and beats for nobody.
+            return options;
+        }
         options.heartbeat.get_or_insert(Heartbeat::Timer { period_us: HEARTBEAT_US });
         options.clock_line = true;
         options
@@ -126,6 +130,11 @@ pub(super) fn spec(
                 "verify {scenario} has several VMs; {option} is a file for one: leave it out"
             )));
         }
+    }
+    if migration.verify_guest && common.kernel.is_asked() {
+        return Err(Ending::usage(
+            "--verify-guest compares the guest with the plan, which a kernel does not follow; leave it out".to_owned(),
+        ));
     }
     let base = common.spec(scenario)?;
     let way = migration.uri.clone().unwrap_or(Way::Unix);

@@ -12,6 +12,7 @@ mod cpu;
 mod cross;
 mod ending;
 mod instance;
+mod kernel;
 mod migrations;
 mod points;
 mod quantity;
@@ -108,10 +109,10 @@ fn run(args: &RunArgs) -> Result<Verdict, Ending> {
     if let Some(path) = &args.dump_dtb {
         return dump_devicetree(args, path);
     }
-    if let Some(stray) = args.instance.stray() {
+    if let Some(stray) = args.instance.stray().filter(|_| !args.common.kernel.is_asked()) {
         return Err(Ending::usage(format!("{stray} is for a VM under remote control; add --qmp unix:PATH")));
     }
-    if args.instance.is_asked() {
+    if args.instance.is_asked() || args.common.kernel.is_asked() {
         if args.bitmap_file.is_some() {
             return Err(Ending::usage(
                 "--bitmap-file makes passes, which a VM under remote control does not".to_owned(),
@@ -135,6 +136,9 @@ fn run(args: &RunArgs) -> Result<Verdict, Ending> {
 
 /// Writes the devicetree of a guest on its own, and says what it is of.
 fn dump_devicetree(args: &RunArgs, path: &std::path::Path) -> Result<Verdict, Ending> {
+    if args.common.kernel.is_asked() {
+        return Err(Ending::usage("--dump-dtb is of the firmware's machine; leave out --kernel".to_owned()));
+    }
     let mut machine = args.common.spec("run")?.machine;
     if machine.output != GuestOutput::Off {
         return Err(Ending::usage("--guest-output needs a host to send to; leave it out with --dump-dtb".to_owned()));

@@ -31,6 +31,7 @@ impl CommonArgs {
     /// # Errors
     /// An [`Ending`] with status 2 for what is wrong with the options, with status 4 for what this host or build lacks.
     pub(crate) fn spec(&self, scenario: &'static str) -> Result<Spec, Ending> {
+        self.kernel.check(self, scenario)?;
         self.check_outputs()?;
         let arch = self.arch()?;
         let tables = self.tables(arch)?;
@@ -66,6 +67,7 @@ impl CommonArgs {
             output: self.guest_output.into(),
             points: 0,
             standalone: false,
+            kernel: self.kernel.files(),
             log_page_bytes: self.host_page.map(|page| Granule::from(page).bytes()),
             kvm_log: logs.iter().find_map(|log| log.kvm_log()).unwrap_or_default(),
             backing: self.backing.unwrap_or_default(),
@@ -84,7 +86,7 @@ impl CommonArgs {
         Ok(Spec {
             scenario,
             machine,
-            firmware: self.firmware(arch)?,
+            firmware: self.kernel.kernel.clone().map_or_else(|| self.firmware(arch), Ok)?,
             workload,
             logs,
             passes: self.passes,

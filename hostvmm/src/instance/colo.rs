@@ -183,6 +183,9 @@ impl Instance {
     /// # Errors
     /// In words for the operator, where there is no guest to protect, or something else is under way.
     pub(super) fn protect(self: &Arc<Self>, uri: Uri) -> Result<(), String> {
+        if self.is_kernel() {
+            return Err("A pair runs the firmware: its output is compared, and a kernel of its own has none".to_owned());
+        }
         let control = *self.control();
         match control.state() {
             RunState::Running | RunState::Paused if !control.is_undecided() => {}

@@ -64,6 +64,9 @@ use crate::verify::{Interrupt, RunError, Spec};
 /// How often a main thread that waits for the end of a checkpoint looks whether it is to end.
 const GATE_LOOK: Duration = Duration::from_millis(50);
 
+/// What is said of a guest whose memory nothing here foretells.
+const UNPLANNED: &str = "the guest is a kernel of its own, which follows no plan: only its moves were checked";
+
 /// Where a guest comes from.
 #[derive(Clone, Debug)]
 pub enum Incoming {
@@ -264,9 +267,10 @@ impl Instance {
     /// [`InstanceError`]; nothing runs.
     pub fn new(spec: &Spec, options: Options) -> Result<Arc<Self>, InstanceError> {
         let plan = plan(spec)?;
-        let machine = match options.incoming {
-            Some(_) => Machine::build_incoming(&spec.machine, &spec.firmware)?,
-            None => Machine::build(&spec.machine, &Image::open(&spec.firmware)?)?,
+        let machine = match (&options.incoming, &spec.machine.kernel) {
+            (Some(_), _) => Machine::build_incoming(&spec.machine, &spec.firmware)?,
+            (None, Some(files)) => Machine::build_kernel(&spec.machine, files)?,
+            (None, None) => Machine::build(&spec.machine, &Image::open(&spec.firmware)?)?,
         };
         let fits = |kind: &DirtyLogKind| *kind != DirtyLogKind::PagemapScan && machine.keeps(kind.kvm_log());
         if spec.logs.len() != 1 || !spec.logs.iter().all(fits) {
@@ -402,7 +406,8 @@ impl Instance {
             match result {
                 Ok(()) | Err(GuestError::Interrupted) => {}
                 Err(error) => {
-                    self.control().end(RunState::InternalError);
+                    let off = matches!(error, GuestError::PoweredOff);
+                    self.control().end(if off { RunState::Shutdown } else { RunState::InternalError });
                     return End::Guest(error);
                 }
             }
@@ -539,6 +544,9 @@ impl Instance {
         };
         match end {
             End::NotArrived(text) => return Err(InstanceError::Incoming(text)),
+            End::Guest(error @ GuestError::PoweredOff) if self.is_kernel() => {
+                without_guest(Verdict::Pass, &error.reason());
+            }
             End::Guest(error) => without_guest(Verdict::Fail, &verify::describe(&error, progress)),
             End::Quit | End::Signal => match control.state() {
                 RunState::Postmigrate => {}
@@ -549,6 +557,7 @@ impl Instance {
                     Verdict::Fail,
                     "the guest was handed over, and its destination has not said whether it runs",
                 ),
+                _ if self.is_kernel() => without_guest(Verdict::Pass, UNPLANNED),
                 _ => {
                     self.vcpus.resume();
                     self.verify_at_end(guest, &mut ledger, progress);
@@ -570,6 +579,11 @@ impl Instance {
         }
         drop(agenda);
         Ok(ledger)
+    }
+
+    /// Whether the guest is a kernel of its own, which follows no plan.
+    fn is_kernel(&self) -> bool {
+        self.spec.machine.kernel.is_some()
     }
 
     /// Waits until a guest that has arrived was verified; returns whether it was in time.

@@ -9,6 +9,7 @@ use abi::{Arch, Gpa, map};
 
 use super::config::{ConfigError, Layout, MachineConfig};
 use super::devicetree::{self, DeviceTreeError};
+use super::kernel::{Kernel, KernelError, KernelFiles};
 use super::loader::{Image, LoadError};
 use crate::backend::{self, Accelerator, BackendError, KvmLog, Unavailable, VmHandle, why_no_kvm_log};
 use crate::memory::{Backing, GuestMemory, MemoryError, ShareFile};
@@ -22,6 +23,9 @@ pub enum BuildError {
     /// The firmware does not fit the machine.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The kernel to run in the firmware's place cannot be booted.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
     /// Memory could not be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -68,6 +72,24 @@ impl Machine {
         let start = Start { arch: image.arch(), entry: image.entry(), devicetree, point };
         let vm = backend::open(config, &layout, &memory, start)?;
         Ok(Self { config: config.clone(), layout, memory, vm, firmware: image.path().to_owned(), incoming: false })
+    }
+
+    /// As [`Self::build`], with the kernel of `config` and its initramfs in RAM, in a firmware's place.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn build_kernel(config: &MachineConfig, files: &KernelFiles) -> Result<Self, BuildError> {
+        let layout = checked_layout(config)?;
+        let kernel = Kernel::open(files, layout.ram())?;
+        let boot = config.boot_info(&layout);
+        let blob = devicetree::build_for_kernel(&boot, kernel.append(), kernel.initrd())?;
+        let memory = map_memory(config, &layout)?;
+        kernel.load(&memory)?;
+        let devicetree = layout.ram().start();
+        memory.write(devicetree, &blob)?;
+        let start = Start { arch: config.tables.arch(), entry: kernel.entry(), devicetree, point: None };
+        let vm = backend::open(config, &layout, &memory, start)?;
+        Ok(Self { config: config.clone(), layout, memory, vm, firmware: files.image.clone(), incoming: false })
     }
 
     /// Builds the machine that `config` asks for as an empty vessel for the state of another one: memory is zero, every

@@ -14,6 +14,7 @@ use workload::Pattern;
 
 use super::cpu::CpuModel;
 use super::heartbeat::Heartbeat;
+use super::kernel::KernelFiles;
 use crate::backend::{Accelerator, KvmLog, Skew};
 use crate::memory::{Backing, host_page_bytes};
 
@@ -86,6 +87,9 @@ pub struct MachineConfig {
     pub points: u32,
     /// For a machine of another VMM: the guest runs the plan's steps on its own, and there is no doorbell.
     pub standalone: bool,
+    /// A kernel to run in place of the firmware: it is told of RAM, and there is no doorbell. What is asked of the firmware above
+    /// means nothing to it.
+    pub kernel: Option<KernelFiles>,
     /// Bytes that one bit of the dirty log stands for; `None` is the host's page, the only choice on KVM.
     pub log_page_bytes: Option<u64>,
     /// Which of its dirty logs KVM is to keep; the emulator has one of its own.
@@ -122,6 +126,7 @@ impl Default for MachineConfig {
             output: GuestOutput::Off,
             points: 0,
             standalone: false,
+            kernel: None,
             log_page_bytes: None,
             kvm_log: KvmLog::Bitmap,
             backing: Backing::Memfd,
@@ -355,7 +360,8 @@ impl MachineConfig {
                 | flag(self.plant_exception, boot::FLAG_PLANT_EXCEPTION)
                 | flag(self.heartbeat.spins(), boot::FLAG_SPIN)
                 | flag(self.clock_line, boot::FLAG_CLOCK_LINE)
-                | flag(self.standalone, boot::FLAG_STANDALONE),
+                | flag(self.standalone, boot::FLAG_STANDALONE)
+                | flag(self.kernel.is_some(), boot::FLAG_KERNEL),
             region: layout.region,
             ram: layout.ram,
             seed: self.seed,

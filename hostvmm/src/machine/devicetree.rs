@@ -37,11 +37,31 @@ pub enum DeviceTreeError {
     },
 }
 
-/// The blob for the machine that `boot` describes.
+/// Who reads the blob, and what `/chosen` has for it.
+enum Reader<'a> {
+    /// The firmware: its boot block, and a doorbell.
+    Firmware,
+    /// A kernel: its command line, and where its initramfs lies.
+    Kernel { append: &'a str, initrd: Option<GuestRange> },
+}
+
+/// The blob for the machine that `boot` describes, with the firmware in it.
 ///
 /// # Errors
 /// [`DeviceTreeError`]; for a checked machine neither happens.
 pub fn build(boot: &BootInfo) -> Result<Vec<u8>, DeviceTreeError> {
+    blob(boot, &Reader::Firmware)
+}
+
+/// The blob for the machine that `boot` describes, with a kernel in it: RAM alone is told of, and no doorbell.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_for_kernel(boot: &BootInfo, append: &str, initrd: Option<GuestRange>) -> Result<Vec<u8>, DeviceTreeError> {
+    blob(boot, &Reader::Kernel { append, initrd })
+}
+
+fn blob(boot: &BootInfo, reader: &Reader<'_>) -> Result<Vec<u8>, DeviceTreeError> {
     let mut fdt = FdtWriter::new()?;
     let root = fdt.begin_node("")?;
     fdt.property_string("compatible", "tidemark,machine-1")?;
@@ -49,14 +69,14 @@ pub fn build(boot: &BootInfo) -> Result<Vec<u8>, DeviceTreeError> {
     fdt.property_u32("#address-cells", 2)?;
     fdt.property_u32("#size-cells", 2)?;
     fdt.property_u32("interrupt-parent", GIC_PHANDLE)?;
-    chosen(&mut fdt, boot)?;
+    chosen(&mut fdt, boot, reader)?;
     memory(&mut fdt, boot.ram)?;
     cpus(&mut fdt, boot.vcpus)?;
     psci(&mut fdt)?;
     timer(&mut fdt, boot.tables.arch())?;
     gic(&mut fdt, boot.vcpus)?;
     uart(&mut fdt)?;
-    if boot.flags & FLAG_STANDALONE == 0 {
+    if matches!(reader, Reader::Firmware) && boot.flags & FLAG_STANDALONE == 0 {
         doorbell(&mut fdt)?;
     }
     fdt.end_node(root)?;
@@ -71,10 +91,19 @@ fn uart_name() -> String {
     format!("pl011@{:x}", map::PL011_BASE.raw())
 }
 
-fn chosen(fdt: &mut FdtWriter, boot: &BootInfo) -> Result<(), vm_fdt::Error> {
+fn chosen(fdt: &mut FdtWriter, boot: &BootInfo, reader: &Reader<'_>) -> Result<(), vm_fdt::Error> {
     let node = fdt.begin_node("chosen")?;
     fdt.property_string("stdout-path", &format!("/{}", uart_name()))?;
-    fdt.property(BOOT_BLOCK_PROPERTY, boot.encode().as_bytes())?;
+    match reader {
+        Reader::Firmware => fdt.property(BOOT_BLOCK_PROPERTY, boot.encode().as_bytes())?,
+        Reader::Kernel { append, initrd } => {
+            fdt.property_string("bootargs", append)?;
+            if let Some(initrd) = initrd {
+                fdt.property_u64("linux,initrd-start", initrd.start().raw())?;
+                fdt.property_u64("linux,initrd-end", initrd.end().raw())?;
+            }
+        }
+    }
     fdt.end_node(node)
 }
 
@@ -194,6 +223,25 @@ mod tests {
         let config = MachineConfig { standalone: true, ..MachineConfig::default() };
         let blob = build(&config.boot_info(&config.layout().unwrap())).unwrap();
         assert!(Fdt::new(&blob).unwrap().find_node("/doorbell@b000000").is_none());
+    }
+
+    #[test]
+    fn a_kernel_is_told_its_command_line_and_where_its_initramfs_lies() {
+        let config = MachineConfig::default();
+        let boot = config.boot_info(&config.layout().unwrap());
+        let initrd = GuestRange::new(Gpa::new(0x4280_0000), 0x1234);
+        let blob = build_for_kernel(&boot, "console=ttyAMA0 -- a=1", initrd).unwrap();
+        let fdt = Fdt::new(&blob).unwrap();
+        let chosen = fdt.find_node("/chosen").unwrap();
+        let value = |name: &str| chosen.property(name).map(|property| property.value().to_vec());
+        assert_eq!(value("bootargs").as_deref(), Some(&b"console=ttyAMA0 -- a=1\0"[..]));
+        assert_eq!(value("linux,initrd-start"), Some(0x4280_0000_u64.to_be_bytes().to_vec()));
+        assert_eq!(value("linux,initrd-end"), Some(0x4280_1234_u64.to_be_bytes().to_vec()));
+        assert_eq!(value(BOOT_BLOCK_PROPERTY), None);
+        assert!(fdt.find_node("/doorbell@b000000").is_none());
+        let without = build_for_kernel(&boot, "", None).unwrap();
+        let fdt = Fdt::new(&without).unwrap();
+        assert!(fdt.find_node("/chosen").unwrap().property("linux,initrd-start").is_none());
     }
 
     #[test]

@@ -120,6 +120,9 @@ pub enum GuestError {
         /// What it did.
         what: String,
     },
+    /// It turned its machine off, which only a kernel of its own may.
+    #[error("the guest turned the machine off")]
+    PoweredOff,
     /// The accelerator cannot run it on.
     #[error("the guest cannot be run on")]
     Backend(#[from] crate::backend::BackendError),

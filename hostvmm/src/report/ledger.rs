@@ -149,6 +149,9 @@ pub struct Ledger {
 /// Most entries of [`Ledger::mismatches`]; a broken log would otherwise list a million pages.
 pub const MAX_MISMATCHES: usize = 64;
 
+/// Stands for the workload of a guest that is a kernel of its own: it follows no plan, and the region in the ledger is its RAM.
+pub const KERNEL: &str = "kernel";
+
 /// The region in the ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegionEntry {
@@ -398,6 +401,11 @@ pub fn check_writable(path: &Path) -> Result<(), LedgerError> {
 }
 
 impl Ledger {
+    /// Whether the guest is a kernel of its own.
+    pub fn is_of_kernel(&self) -> bool {
+        self.workload == KERNEL
+    }
+
     /// Writes the ledger to `path`: to a file beside it first, then renamed, so that a reader never sees half of it.
     ///
     /// # Errors

@@ -118,6 +118,8 @@ pub(super) struct Shared {
     memory: GuestMemory,
     firmware: PathBuf,
     arch: Arch,
+    /// Whether the guest can call: a kernel of somebody else's has no doorbell, and its HVCs are not ours.
+    calls: bool,
     /// The points at which its guest may ask to be moved.
     points: u32,
     control: Mutex<Control>,
@@ -134,7 +136,8 @@ impl Shared {
     pub(super) fn new(machine: &Machine) -> Self {
         let config = machine.config();
         let (memory, firmware) = (machine.memory().clone(), machine.firmware().to_owned());
-        Self::with(machine.vm(), memory, firmware, config.tables.arch(), config.vcpus).with_points(config.points)
+        let shared = Self::with(machine.vm(), memory, firmware, config.tables.arch(), config.vcpus);
+        Self { calls: config.kernel.is_none(), ..shared }.with_points(config.points)
     }
 
     /// The guest may ask to be moved at these points, bits of a mask.
@@ -169,6 +172,7 @@ impl Shared {
             memory,
             firmware,
             arch,
+            calls: true,
             points: 0,
             control: Mutex::new(control),
             changed: Condvar::new(),
@@ -198,6 +202,10 @@ impl Shared {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn takes_calls(&self) -> bool {
+        self.calls
     }
 
     pub(super) fn exits(&self) -> &Exits {

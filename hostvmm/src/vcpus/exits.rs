@@ -37,14 +37,14 @@ enum Target {
     Nothing,
 }
 
-fn target(gpa: Gpa) -> Target {
+fn target(shared: &Shared, gpa: Gpa) -> Target {
     let offset_in = |base: Gpa, len_bytes| gpa.checked_offset_from(base).filter(|offset| *offset < len_bytes);
     if let Some(offset) = offset_in(map::PL011_BASE, map::PL011_SIZE) {
         return Target::Uart(offset);
     }
     match offset_in(map::DOORBELL_BASE, map::DOORBELL_SIZE) {
-        Some(offset) => Target::Doorbell(offset),
-        None => Target::Nothing,
+        Some(offset) if shared.takes_calls() => Target::Doorbell(offset),
+        _ => Target::Nothing,
     }
 }
 
@@ -69,7 +69,10 @@ pub(super) fn handle(shared: &Shared, vcpu: &mut dyn Vcpu, exit: Result<Exit, Ba
             shared.flush_console();
             end(shared, index, Event::SystemOff)
         }
-        Ok(Exit::SystemReset) => end(shared, index, Event::SystemReset),
+        Ok(Exit::SystemReset) => {
+            shared.flush_console();
+            end(shared, index, Event::SystemReset)
+        }
         Err(error) => end(shared, index, Event::Error { vcpu: index, error }),
     }
 }
@@ -81,7 +84,7 @@ fn end(shared: &Shared, index: usize, event: Event) -> After {
 }
 
 fn load(shared: &Shared, index: usize, gpa: Gpa, len_bytes: u8) -> u64 {
-    match target(gpa) {
+    match target(shared, gpa) {
         Target::Uart(offset) => shared.uart().read(offset),
         Target::Doorbell(offset) => {
             let told = shared.asked().map(|asked| asked.point).filter(|point| point.goes_on());
@@ -96,7 +99,7 @@ fn load(shared: &Shared, index: usize, gpa: Gpa, len_bytes: u8) -> u64 {
 
 fn store(shared: &Shared, vcpu: &mut dyn Vcpu, gpa: Gpa, len_bytes: u8, data: u64) -> After {
     let index = vcpu.index();
-    match target(gpa) {
+    match target(shared, gpa) {
         Target::Uart(offset) => {
             let mut uart = shared.uart();
             let line = uart.write(offset, data);
@@ -131,8 +134,10 @@ fn store(shared: &Shared, vcpu: &mut dyn Vcpu, gpa: Gpa, len_bytes: u8, data: u6
 fn hvc(shared: &Shared, vcpu: &mut dyn Vcpu, function: u64, claim: u64) -> After {
     // SMCCC: the function id is in w0; x0's upper half is not looked at, and those of a 32-bit call's arguments neither.
     match function as u32 {
-        HVC_FUNCTION => return hypercall(shared, vcpu, Gpa::new(claim), Via::Hvc),
-        HVC_FUNCTION_32 => return hypercall(shared, vcpu, Gpa::new(claim & 0xffff_ffff), Via::Hvc),
+        HVC_FUNCTION if shared.takes_calls() => return hypercall(shared, vcpu, Gpa::new(claim), Via::Hvc),
+        HVC_FUNCTION_32 if shared.takes_calls() => {
+            return hypercall(shared, vcpu, Gpa::new(claim & 0xffff_ffff), Via::Hvc);
+        }
         _ => {}
     }
     shared.diagnose(vcpu.index(), || format!("HVC function {function:#x} is not supported"));

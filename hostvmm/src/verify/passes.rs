@@ -1,7 +1,7 @@
 //! The scenario `passes`: one machine, one workload, harvest, copy and check pass by pass.
 
+use abi::Arch;
 use abi::packet::GuestOutput;
-use abi::{Arch, Gpa};
 use workload::{Geometry, Plan, PlanError};
 
 use super::interrupt::Interrupt;
@@ -15,6 +15,7 @@ use crate::machine::{BuildError, Clock, ConfigError, Heartbeat, Image, LoadError
 use crate::memory::{Backing, MemoryError, Size, SlotId, host_page_bytes};
 use crate::pass::{CopyTarget, GuestError, Interference, Live, Lockstep, PassError, Session, TargetError, Threads};
 use crate::replicate::{BitmapFileError, ServeError};
+use crate::report::ledger::KERNEL;
 use crate::report::{Ledger, Mismatch, Progress, RegionEntry, Verdict};
 
 /// Why a run could not be made, or not be finished for a reason that no check found.
@@ -263,13 +264,16 @@ pub(crate) fn blank_ledger(spec: &Spec) -> Ledger {
         vcpus: machine.vcpus as u32,
         dirty_log: kinds.join(","),
         backing: machine.backing.to_string(),
-        workload: spec.workload.to_string(),
+        workload: if machine.kernel.is_some() { KERNEL.to_owned() } else { spec.workload.to_string() },
         seed: machine.seed,
         mode: spec.mode.name().to_owned(),
         clock: clock_name(machine.clock).to_owned(),
-        region: RegionEntry::unmeasured(
-            layout.map_or(0, |layout| Gpa::raw(layout.region().start())),
-            machine.region_bytes,
+        region: layout.map_or_else(
+            || RegionEntry::unmeasured(0, machine.region_bytes),
+            |layout| {
+                let range = if machine.kernel.is_some() { layout.ram() } else { layout.region() };
+                RegionEntry::unmeasured(range.start().raw(), range.len_bytes())
+            },
         ),
         passes: Vec::new(),
         migration: None,
@@ -313,24 +317,28 @@ fn reproduce(spec: &Spec) -> String {
     line
 }
 
-/// The options that make the same machine with the same guest and workload; no value has a space in it.
+/// The options that make the same machine with the same guest and workload, its file or files aside; no value has a space in it.
 pub(super) fn machine_options(spec: &Spec) -> String {
     let machine = &spec.machine;
     let kinds: Vec<String> = spec.logs.iter().map(ToString::to_string).collect();
     let mut line = format!(
-        "--accel {} --dirty-log {} --granule {} --va-bits {} --vcpus {} --ram {} --region-size {} --workload {} --seed {} \
-         --clock {}",
+        "--accel {} --dirty-log {} --vcpus {} --ram {} --region-size {} --clock {}",
         machine.accelerator,
         kinds.join(","),
-        machine.tables.granule(),
-        machine.tables.va_bits(),
         machine.vcpus,
         machine.ram_bytes,
         machine.region_bytes,
-        spec.workload,
-        machine.seed,
         clock_name(machine.clock),
     );
+    if machine.kernel.is_none() {
+        line.push_str(&format!(
+            " --granule {} --va-bits {} --workload {} --seed {}",
+            machine.tables.granule(),
+            machine.tables.va_bits(),
+            spec.workload,
+            machine.seed,
+        ));
+    }
     if machine.tables.arch() == Arch::Armv7 {
         line.push_str(&format!(" --arch armv7 --tables {}", machine.tables.name()));
     }

@@ -30,6 +30,8 @@ pub(crate) struct RunningGuest<'a> {
     clock: Clock,
     /// What each parked vCPU answered last; `None` while it executes a command.
     outcomes: Vec<Option<Outcome>>,
+    /// A kernel of its own, whose vCPUs come and go as it likes.
+    is_kernel: bool,
     /// Lets the user's wish to end the run reach `vcpus`.
     _attached: Attached<'a>,
     progress: &'a Progress,
@@ -80,6 +82,7 @@ impl<'a> RunningGuest<'a> {
             vm: machine.vm(),
             clock: config.clock,
             outcomes: vec![None; config.vcpus],
+            is_kernel: config.kernel.is_some(),
             _attached: attached,
             progress,
         }
@@ -205,8 +208,9 @@ impl<'a> RunningGuest<'a> {
             }
             Event::Exception(exception) => Err(GuestError::Exception(exception.to_string())),
             Event::Panic { vcpu, text } => Err(GuestError::Panic { vcpu, text }),
+            Event::CpuOff { .. } if self.is_kernel => Ok(()),
             Event::CpuOff { vcpu } => unexpected(vcpu, "turned itself off"),
-            Event::SystemOff => unexpected(0, "turned the machine off"),
+            Event::SystemOff => Err(GuestError::PoweredOff),
             Event::SystemReset => unexpected(0, "reset the machine"),
             Event::Error { error, .. } => Err(error.into()),
         }

@@ -170,7 +170,7 @@ fn boot(
     let work = crate::cli::work_directory()?;
     let (image, initramfs) = {
         let reader = cache.reader()?;
-        let contents = Contents { programs, files: &[], command: &command };
+        let contents = Contents { programs, linux: None, files: &[], command: &command };
         guest::pack(&reader, checkout, host, &contents, work.path())?
     };
     let machine = Machine { image, initramfs, cpu: CpuModel::Max, clock: Clock::Wall, cpus: 1, memory_mib: 1024 };

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use abi::boot::BootInfo;
+use abi::boot::{BootInfo, FLAG_KERNEL};
 use abi::{Granule, GuestRange};
 use workload::Workload;
 use zerocopy::IntoBytes as _;
@@ -172,7 +172,10 @@ impl Description {
         let (theirs, ours) = (&source.boot, &self.boot);
         let page = |description: &Self| Size(description.page_bytes.into()).to_string();
         let seed = |boot: &BootInfo| format!("{:#x}", boot.seed);
-        let flags = |boot: &BootInfo| format!("{:#x}", boot.flags);
+        let flags = |boot: &BootInfo| match boot.flags {
+            flags if flags & FLAG_KERNEL != 0 => format!("{flags:#x} (a kernel in the firmware's place)"),
+            flags => format!("{flags:#x}"),
+        };
         let beat = |boot: &BootInfo| match boot.heartbeat_us {
             0 => "none".to_owned(),
             us => format!("one every {us} µs"),

@@ -3,12 +3,14 @@
 //! Each VM is a `hostvmm run --qmp` of its own, so that what is proven is proven of processes that share nothing but a
 //! stream: [`Side`] starts, commands and ends one, [`Place`] has the directory and the addresses, [`Watch`] bounds every wait
 //! and gives it a name, a [`Crossing`](crossing::Crossing) is one migration. [`MigrateSpec`] is what is asked for, [`Findings`] what was
-//! wrong. What the guests print of their clocks goes through [`clock_lines`]; [`Blocks`] are their huge pages.
+//! wrong. What the guests print of their clocks goes through [`clock_lines`], what a guest without a plan says of itself through
+//! [`GuestLines`]; [`Blocks`] are their huge pages.
 
 mod blocks;
 pub(super) mod clock_lines;
 pub(super) mod crossing;
 mod findings;
+mod guest_lines;
 mod place;
 pub(super) mod point_lines;
 mod side;
@@ -24,6 +26,7 @@ use super::passes::{blank_ledger, machine_options};
 
 pub(super) use blocks::Blocks;
 pub(super) use findings::Findings;
+pub(super) use guest_lines::GuestLines;
 pub(super) use place::Place;
 pub use place::Way;
 pub use side::PairError;
@@ -55,6 +58,16 @@ pub struct MigrateSpec {
     pub flags: String,
 }
 
+/// A word of a command line as a shell is to be given it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
 impl MigrateSpec {
     /// Whether the guest is to be moved before all of its memory is.
     pub(super) fn is_postcopy(&self) -> bool {
@@ -69,8 +82,10 @@ impl MigrateSpec {
     /// Options of `hostvmm run` for a VM of this spec, its sockets and files aside.
     pub(super) fn run_options(&self) -> Vec<String> {
         let mut options: Vec<String> = machine_options(&self.base).split_whitespace().map(str::to_owned).collect();
-        options.push("--firmware".to_owned());
-        options.push(self.base.firmware.display().to_string());
+        match &self.base.machine.kernel {
+            Some(files) => options.extend(files.options()),
+            None => options.extend(["--firmware".to_owned(), self.base.firmware.display().to_string()]),
+        }
         options.extend_from_slice(&self.options);
         options
     }
@@ -79,9 +94,12 @@ impl MigrateSpec {
     pub(super) fn blank_ledger(&self) -> Ledger {
         let mut ledger = blank_ledger(&self.base);
         "live".clone_into(&mut ledger.mode);
-        let firmware = self.base.firmware.display();
+        let guest = match &self.base.machine.kernel {
+            Some(files) => files.options().iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
+            None => format!("--firmware {}", self.base.firmware.display()),
+        };
         let (scenario, options) = (self.base.scenario, machine_options(&self.base));
-        ledger.reproduce = format!("hostvmm verify {scenario} --firmware {firmware} {options} {}", self.flags);
+        ledger.reproduce = format!("hostvmm verify {scenario} {guest} {options} {}", self.flags);
         ledger
     }
 

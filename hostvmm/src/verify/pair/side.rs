@@ -14,6 +14,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 
 use super::clock_lines::ClockLine;
+use super::guest_lines::GuestLines;
 use super::point_lines::PointLine;
 use super::{Place, Watch};
 use crate::control::types::{RunState, TidemarkStatus};
@@ -120,6 +121,7 @@ impl PairError {
 struct Printed {
     last: VecDeque<String>,
     clock: Vec<ClockLine>,
+    guest: GuestLines,
     points: Vec<PointLine>,
 }
 
@@ -136,6 +138,8 @@ pub(in crate::verify) struct Side {
     ledger: PathBuf,
     client: Option<Client>,
     status: Option<ExitStatus>,
+    /// Its guest's steps are those that it prints.
+    is_kernel: bool,
 }
 
 /// What a VM has left behind.
@@ -147,6 +151,8 @@ pub(in crate::verify) struct Ended {
     pub(in crate::verify) ledger: Result<Ledger, PairError>,
     /// The clock lines that it printed.
     pub(in crate::verify) clock: Vec<ClockLine>,
+    /// What a guest without a plan said of itself.
+    pub(in crate::verify) guest: GuestLines,
     /// What it printed of the points at which it asked to be moved.
     pub(in crate::verify) points: Vec<PointLine>,
     /// The end of its standard error.
@@ -181,9 +187,9 @@ impl Side {
             let printed = Arc::clone(&printed);
             std::thread::spawn(move || keep_lines(stderr, &printed))
         });
-        let name = name.to_owned();
-        let address = Address::Unix(socket);
-        Ok(Self { name, process, handle, printed, reader, address, ledger, client: None, status: None })
+        let (name, address) = (name.to_owned(), Address::Unix(socket));
+        let is_kernel = options.iter().any(|option| option == "--kernel");
+        Ok(Self { name, process, handle, printed, reader, address, ledger, client: None, status: None, is_kernel })
     }
 
     /// Its name.
@@ -298,12 +304,20 @@ impl Side {
         self.execute("query-migrate", json!({}))
     }
 
-    /// Steps that each vCPU has completed.
+    /// Steps that each vCPU has completed; of a kernel those that it last told of, nothing before.
     ///
     /// # Errors
     /// As [`Self::execute`].
     pub(in crate::verify) fn steps(&mut self) -> Result<Vec<u64>, PairError> {
-        Ok(self.state()?.vcpus.iter().map(|vcpu| vcpu.completed).collect())
+        let state = self.state()?;
+        Ok(self.steps_of(&state))
+    }
+
+    fn steps_of(&self, state: &TidemarkStatus) -> Vec<u64> {
+        if self.is_kernel {
+            return lock(&self.printed).guest.steps().into_iter().collect();
+        }
+        state.vcpus.iter().map(|vcpu| vcpu.completed).collect()
     }
 
     /// Waits until every vCPU has completed `more` steps from now on. In vain, the error tells where the vCPUs stand.
@@ -318,7 +332,11 @@ impl Side {
             if state.status != RunState::Running {
                 return Ok(None);
             }
-            let steps: Vec<u64> = state.vcpus.iter().map(|vcpu| vcpu.completed).collect();
+            let steps = self.steps_of(&state);
+            if steps.is_empty() {
+                // A kernel boots, or its next line has not come.
+                return Ok(None);
+            }
             let goal = goal.get_or_insert_with(|| steps.iter().map(|step| step + more).collect());
             Ok(steps.iter().zip(goal).all(|(step, goal)| *step >= *goal).then_some(()))
         });
@@ -333,7 +351,7 @@ impl Side {
     /// Where the guest and each of its vCPUs stand, in lines.
     fn standing(&mut self) -> Vec<String> {
         let state = self.state().map(|state| {
-            let steps: Vec<u64> = state.vcpus.iter().map(|vcpu| vcpu.completed).collect();
+            let steps = self.steps_of(&state);
             format!("the guest is {}, steps completed {steps:?}", state.status.name())
         });
         let mut lines = vec![state.unwrap_or_else(|error| error.to_string())];
@@ -430,8 +448,9 @@ impl Side {
         let ledger = Ledger::load(&self.ledger).map_err(|error| PairError::NoLedger { side, source: Box::new(error) });
         let mut printed = lock(&self.printed);
         let (clock, points) = (std::mem::take(&mut printed.clock), std::mem::take(&mut printed.points));
+        let guest = printed.guest.clone();
         drop(printed);
-        Ok(Ended { status, ledger, clock, points, lines: self.lines() })
+        Ok(Ended { status, ledger, clock, guest, points, lines: self.lines() })
     }
 
     fn join_reader(&mut self) {
@@ -490,6 +509,7 @@ fn keep_lines(stderr: impl Read, printed: &Mutex<Printed>) {
         let seen = Instant::now();
         let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
         let mut printed = lock(printed);
+        printed.guest.note(&line);
         if let Some(line) = PointLine::parse(&line) {
             if printed.points.len() < POINT_LINES {
                 printed.points.push(line);
