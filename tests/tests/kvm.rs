@@ -47,6 +47,10 @@ const LINUX: &str = "--accel kvm --ram 128M --vcpus 2 --kernel /linux/Image --in
     --append 'console=ttyAMA0 quiet panic=-1 -- pages=2048 step=64 sleep_ms=5'";
 /// Where an AArch32 guest asks to be moved: it takes no interrupt, as above.
 const POINTS_ARMV7: &str = "--points mmu-off,table-switch,handler,exclusives,workload";
+/// A smaller one that goes to the emulator and back; of the features that KVM cannot hide it uses none.
+const LINUX_BETWEEN: &str = "--from kvm --to emulator --cpu baseline --missing-features name --ram 96M \
+    --kernel /linux/Image --initrd /linux/initramfs.cpio \
+    --append 'console=ttyAMA0 quiet panic=-1 -- pages=512 step=16 sleep_ms=20'";
 /// Seconds for everything in the guest: several times what it takes on two idle CPUs.
 const TIMEOUT_SECONDS: &str = "900";
 
@@ -119,6 +123,7 @@ fn migrations() -> Vec<(&'static str, String)> {
         ("cross-armv7", format!("cross {BETWEEN} {WRITES_ARMV7} --moves 2 --downtime-limit 5000")),
         ("cross-points-a64", format!("cross {BETWEEN} {WRITES} --points all --downtime-limit 5000")),
         ("cross-points-armv7", format!("cross {BETWEEN} {WRITES_ARMV7} {POINTS_ARMV7} --downtime-limit 5000")),
+        ("cross-linux", format!("cross {LINUX_BETWEEN} --moves 2 --downtime-limit 8000")),
         ("cancel-a64", format!("cancel {SMALL} {WRITES} {moments} --downtime-limit 5000")),
         ("cancel-armv7", format!("cancel {SMALL} {WRITES_ARMV7} --at 20,source-stopped --downtime-limit 5000")),
         (

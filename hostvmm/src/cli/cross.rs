@@ -38,6 +38,11 @@ pub(super) fn run(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger, En
         Some(_) => (Accel::Emulator, Accel::Emulator),
         None => (options.from.unwrap_or(Accel::Emulator), options.to.unwrap_or(Accel::Kvm)),
     };
+    if (skew.is_some() || options.points.is_some()) && args.common.kernel.is_asked() {
+        return Err(Ending::usage(
+            "--skew and --points need the firmware, which does what is asked of it; leave out --kernel".to_owned(),
+        ));
+    }
     let mut spec = CrossSpec { from: side(args, from)?, to: side(args, to)?, moves: options.moves.unwrap_or(MOVES) };
     for side in [&spec.from, &spec.to] {
         if matches!(side.way, Way::File | Way::Fd | Way::Given(_)) {
@@ -72,7 +77,9 @@ pub(super) fn run(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger, En
 fn side(args: &VerifyArgs, accel: Accel) -> Result<MigrateSpec, Ending> {
     let mut common: CommonArgs = args.common.clone();
     common.accel = accel;
-    common.heartbeat.get_or_insert(Heartbeat::Timer { period_us: HEARTBEAT_US });
+    if !common.kernel.is_asked() {
+        common.heartbeat.get_or_insert(Heartbeat::Timer { period_us: HEARTBEAT_US });
+    }
     let mut spec = migrations::spec(args, &common, "cross", WITHIN)?;
     if args.cross.missing_features == MissingArg::Name {
         spec.options.extend(["--missing-features", "name"].map(str::to_owned));

@@ -153,6 +153,7 @@ impl InstanceArgs {
         let given = [
             ("--track-dirty", self.track_dirty),
             ("--verify-guest", self.verify_guest),
+            ("--points", self.points.is_some()),
             ("--colo", self.colo.is_some()),
             ("--colo-outlet", self.colo_outlet.is_some()),
             ("--plant-exception", plant_exception),

@@ -1,4 +1,4 @@
-//! `--kernel`, `--initrd` and `--append` of `run` and `verify migrate`: a Linux kernel in the firmware's place ([`KernelArgs`]).
+//! `--kernel`, `--initrd` and `--append` of `run`, `verify migrate` and `verify cross`: a Linux kernel in the firmware's place ([`KernelArgs`]).
 
 use std::path::PathBuf;
 
@@ -9,12 +9,12 @@ use super::ending::Ending;
 use crate::machine::KernelFiles;
 
 /// Scenarios that a guest without a plan can be in.
-const SCENARIOS: [&str; 2] = ["run", "migrate"];
+const SCENARIOS: [&str; 3] = ["run", "migrate", "cross"];
 
 /// Which kernel is to run.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct KernelArgs {
-    /// Of run and verify migrate: boot this arm64 Linux Image, plain or gzipped, instead of the firmware (docs/linux-guest.md).
+    /// Of run, verify migrate and verify cross: boot this arm64 Linux Image, plain or gzipped, instead of the firmware (docs/linux-guest.md).
     #[arg(long, value_name = "IMAGE", conflicts_with = "firmware")]
     pub(crate) kernel: Option<PathBuf>,
     /// The kernel's initramfs.
@@ -47,7 +47,7 @@ impl KernelArgs {
         }
         if !SCENARIOS.contains(&scenario) {
             return Err(Ending::usage(format!(
-                "--kernel: verify {scenario} needs the firmware, whose memory a plan foretells; a kernel can be in run and verify migrate"
+                "--kernel: verify {scenario} needs the firmware, whose memory a plan foretells; a kernel can be in run, verify migrate and verify cross"
             )));
         }
         let given = [

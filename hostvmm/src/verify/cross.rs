@@ -18,11 +18,12 @@ use workload::SplitMix64;
 
 use super::Interrupt;
 use super::chain::judge_hop;
-use super::migrate::{conclude, judge_end};
+use super::migrate::{checksum, conclude, judge_end};
 use super::pair::crossing::Crossing;
-use super::pair::{Findings, MigrateSpec, PairError, Place, Side, Watch};
+use super::pair::{Findings, GuestLines, MigrateSpec, PairError, Place, Side, Watch};
 use super::passes::RunError;
 use crate::cpustate;
+use crate::memory::SlotId;
 use crate::report::ledger::{HopEntry, MigrationEntry, RegistersEntry};
 use crate::report::{Ledger, Progress};
 
@@ -46,9 +47,9 @@ impl CrossSpec {
         let mut ledger = self.from.blank_ledger();
         // --from and --to say what --accel and --dirty-log would.
         if let Some((command, options)) = ledger.reproduce.split_once("--accel ")
-            && let Some((_, others)) = options.split_once("--granule")
+            && let Some((_, others)) = options.split_once("--dirty-log ").and_then(|(_, log)| log.split_once(' '))
         {
-            ledger.reproduce = format!("{command}--granule{others}");
+            ledger.reproduce = format!("{command}{others}");
         }
         ledger
     }
@@ -110,9 +111,13 @@ fn drive(spec: &CrossSpec, watch: Watch<'_>, progress: &Progress, ledger: &mut L
     let place = Place::new().map_err(PairError::Place)?;
     let crossing = |hop: u64| Crossing { spec: spec.place(hop), place: &place, watch };
     let name = |hop: u64| format!("{}{hop}", spec.place(hop).base.machine.accelerator);
-    let options = ["--track-dirty".to_owned(), "--paused".to_owned()];
+    let is_kernel = spec.from.base.machine.kernel.is_some();
+    // A history is judged by the plan, which a kernel does not follow; it says itself how its memory is.
+    let history: &[String] = if is_kernel { &[] } else { &["--track-dirty".to_owned()] };
+    let options = [history, &["--paused".to_owned()]].concat();
+    let mut said = Vec::new();
     let mut moments = SplitMix64::new(spec.from.base.machine.seed);
-    let mut source = crossing(0).first(&name(0), &options[..1])?;
+    let mut source = crossing(0).first(&name(0), history)?;
     for hop in 1..=spec.moves + 1 {
         let ends = place.ends(&spec.from.way, hop as usize).map_err(PairError::Place)?;
         let mut destination = crossing(hop).incoming(&name(hop), &ends.destination, &options)?;
@@ -151,20 +156,38 @@ fn drive(spec: &CrossSpec, watch: Watch<'_>, progress: &Progress, ledger: &mut L
         findings.check("translated", is_told, "a translation between accelerators and none otherwise", || {
             format!("{:?}", entry.registers)
         });
+        if is_kernel {
+            compare_ram(&mut source, &mut destination, hop, ledger)?;
+        }
         destination.execute("cont", json!({}))?;
         crossing(hop).wait_running(&mut destination)?;
         entry.history = destination.state()?.history.and_then(|history| history.get("region").copied());
         ledger.migration.get_or_insert_default().hops.push(entry);
         let left = std::mem::replace(&mut source, destination).quit(&watch)?;
         judge_end(&mut Findings::numbered(ledger, "hop", hop as usize), &name(hop - 1), &left);
+        said.push((name(hop - 1), left.guest));
         progress.advance(format!("move {hop}"));
     }
     source.wait_steps(&watch, STEPS)?;
     let end = source.quit(&watch)?;
     judge_end(&mut Findings::of_run(ledger), &name(spec.moves + 1), &end);
-    if let Ok(of_side) = end.ledger {
+    said.push((name(spec.moves + 1), end.guest));
+    if is_kernel {
+        let said = said.iter().map(|(name, lines)| (name.as_str(), lines));
+        GuestLines::judge(&mut Findings::of_run(ledger), said);
+    } else if let Ok(of_side) = end.ledger {
         ledger.region = of_side.region;
     }
+    Ok(())
+}
+
+/// Compares `sum -r` of all RAM of a guest that stands still, where it came from and where it is.
+fn compare_ram(source: &mut Side, destination: &mut Side, hop: u64, ledger: &mut Ledger) -> Result<(), PairError> {
+    let [here, there] = [checksum(source, SlotId::Ram)?, checksum(destination, SlotId::Ram)?];
+    (ledger.region.sum_r_source, ledger.region.sum_r_dest) = (here, there);
+    let mut findings = Findings::numbered(ledger, "hop", hop as usize);
+    let equal = here.is_some() && here == there;
+    findings.check("sum -r", equal, "equal checksums of RAM", || format!("{here:?} and {there:?}"));
     Ok(())
 }
 

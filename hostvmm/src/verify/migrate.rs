@@ -190,7 +190,7 @@ fn checked_slot(spec: &MigrateSpec) -> SlotId {
 }
 
 /// `sum -r` of a slot of a VM whose guest stands still.
-fn checksum(side: &mut Side, slot: SlotId) -> Result<Option<u16>, PairError> {
+pub(super) fn checksum(side: &mut Side, slot: SlotId) -> Result<Option<u16>, PairError> {
     let sums = side.execute("x-tidemark-checksum", json!({}))?;
     Ok(sums[slot.to_string()]["sum-r"].as_u64().and_then(|sum| u16::try_from(sum).ok()))
 }

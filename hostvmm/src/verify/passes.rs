@@ -321,24 +321,17 @@ fn reproduce(spec: &Spec) -> String {
 pub(super) fn machine_options(spec: &Spec) -> String {
     let machine = &spec.machine;
     let kinds: Vec<String> = spec.logs.iter().map(ToString::to_string).collect();
-    let mut line = format!(
-        "--accel {} --dirty-log {} --vcpus {} --ram {} --region-size {} --clock {}",
-        machine.accelerator,
-        kinds.join(","),
-        machine.vcpus,
-        machine.ram_bytes,
-        machine.region_bytes,
-        clock_name(machine.clock),
-    );
-    if machine.kernel.is_none() {
-        line.push_str(&format!(
-            " --granule {} --va-bits {} --workload {} --seed {}",
-            machine.tables.granule(),
-            machine.tables.va_bits(),
-            spec.workload,
-            machine.seed,
-        ));
+    let has_plan = machine.kernel.is_none();
+    let mut line = format!("--accel {} --dirty-log {}", machine.accelerator, kinds.join(","));
+    if has_plan {
+        line.push_str(&format!(" --granule {} --va-bits {}", machine.tables.granule(), machine.tables.va_bits()));
     }
+    let (ram, region) = (machine.ram_bytes, machine.region_bytes);
+    line.push_str(&format!(" --vcpus {} --ram {ram} --region-size {region}", machine.vcpus));
+    if has_plan {
+        line.push_str(&format!(" --workload {} --seed {}", spec.workload, machine.seed));
+    }
+    line.push_str(&format!(" --clock {}", clock_name(machine.clock)));
     if machine.tables.arch() == Arch::Armv7 {
         line.push_str(&format!(" --arch armv7 --tables {}", machine.tables.name()));
     }

@@ -23,7 +23,7 @@ impl GuestLine {
             return Some(Self::Wrong(what.to_owned()));
         }
         let (steps, rest) = said.split_once(" steps, ")?;
-        let (_, wrong) = rest.strip_suffix(" wrong")?.rsplit_once(' ')?;
+        let wrong = rest.strip_suffix(" wrong")?.rsplit(' ').next()?;
         Some(Self::Progress { steps: steps.parse().ok()?, wrong: wrong.parse().ok()? })
     }
 }
@@ -115,7 +115,13 @@ mod tests {
         assert_eq!(GuestLine::parse(&progress(7, 1)), Some(GuestLine::Progress { steps: 7, wrong: 1 }));
         let wrong = GuestLine::parse("guest: dirtyram: WRONG page 1");
         assert_eq!(wrong, Some(GuestLine::Wrong("page 1".to_owned())));
-        for other in ["guest: dirtyram: 2 threads", "dirtyram: 1 steps, 2 wrong", "guest: clock 1 s, counter 2", ""] {
+        for other in [
+            "guest: dirtyram: 2 threads",
+            "guest: dirtyram: 1 steps, no wrong",
+            "dirtyram: 1 steps, 2 wrong",
+            "guest: clock 1 s, counter 2",
+            "",
+        ] {
             assert_eq!(GuestLine::parse(other), None, "{other}");
         }
     }
