@@ -137,7 +137,7 @@ impl fmt::Display for Lack {
 }
 
 /// The fields of the register of `id`, those not named included; `None` where it has none to compare for guests of `arch`.
-fn fields(id: u64, arch: Arch) -> Option<Vec<Field>> {
+fn fields(id: u64, arch: Arch) -> Option<impl Iterator<Item = Field>> {
     let (named, rest) = match (aarch64::fields(id), aarch32::fields(id)) {
         (Some(_), _) if arch == Arch::Armv7 && id::is_feature_space(id) => return None,
         (Some(fields), _) => fields,
@@ -145,22 +145,21 @@ fn fields(id: u64, arch: Arch) -> Option<Vec<Field>> {
         (None, None) if id::is_feature_space(id) => (&[][..], Rest::Fields),
         (None, None) => return None,
     };
-    let mut fields = named.to_vec();
-    let width = match rest {
-        Rest::Nothing => return Some(fields),
-        Rest::Fields => 4,
-        Rest::Bits => 1,
+    let (width, end) = match rest {
+        Rest::Nothing => (1, 0),
+        Rest::Fields => (4, 64),
+        Rest::Bits => (1, 64),
     };
     let taken = named.iter().fold(0, |taken, field| taken | field.mask());
-    let unnamed = (0..64).step_by(width).map(|low| field("", low, &[]).width(width as u32));
-    fields.extend(unnamed.filter(|field| field.mask() & taken == 0));
-    Some(fields)
+    let unnamed = (0..end).step_by(width).map(move |low| field("", low, &[]).width(width as u32));
+    // No list is made: it would be half of what a translation takes.
+    Some(named.iter().copied().chain(unnamed.filter(move |field| field.mask() & taken == 0)))
 }
 
 /// The named fields of the register of `id`: name, bits, how they compare, and what they promise.
 #[cfg(test)]
 pub(super) fn described(id: u64) -> Vec<[String; 4]> {
-    let fields = [Arch::Aarch64, Arch::Armv7].into_iter().find_map(|arch| fields(id, arch)).unwrap_or_default();
+    let fields = [Arch::Aarch64, Arch::Armv7].into_iter().find_map(|arch| fields(id, arch)).into_iter().flatten();
     let describe = |field: &Field| {
         let order = match field.order {
             Order::Unsigned => "more is more",
@@ -173,7 +172,7 @@ pub(super) fn described(id: u64) -> Vec<[String; 4]> {
         let bits = format!("{}:{}", field.low + field.width - 1, field.low);
         [field.name.to_owned(), bits, order.to_owned(), promises.join(", ")]
     };
-    fields.iter().filter(|field| !field.name.is_empty()).map(describe).collect()
+    fields.filter(|field| !field.name.is_empty()).map(|field| describe(&field)).collect()
 }
 
 /// Whether the register of `id` tells of features that software may choose.
@@ -222,6 +221,9 @@ fn has_aarch32(registers: &[(u64, u128)]) -> bool {
 
 /// `present` with every field that offers more than `wanted` lowered to that.
 pub(super) fn least(id: u64, arch: Arch, wanted: u64, present: u64) -> u64 {
+    if wanted == present {
+        return present;
+    }
     let lower = |value, field: Field| {
         let (wanted, present) = (field.of(wanted), field.of(present));
         if field.rank(wanted) < field.rank(present) { value & !field.mask() | wanted << field.low } else { value }
