@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::Value;
-use tests::{Run, armv7_firmware_or_skip, firmware_or_skip, run};
+use tests::{Run, armv7_firmware_or_skip, firmware_or_skip, hostvmm, run};
 
 /// A small machine, and what its guest writes without end.
 const SMALL: [&str; 4] = ["--ram", "32M", "--workload", "dirtyram:pages=512,step=20,sleep_ms=1"];
@@ -68,6 +68,29 @@ fn guests_are_moved_where_they_ask_for_it() {
         let all = ["mmu-off", "table-switch", "handler", "pending", "exclusives", "wfi", "workload"];
         assert_eq!(visited, all, "{options:?}");
     }
+}
+
+#[test]
+fn a_guest_moves_to_another_host_and_back() {
+    let Some(firmware) = firmware_or_skip() else { return };
+    // Another host that is this one: hostvmm is where the command looks for it, the firmware where hostvmm does.
+    let programs = hostvmm().parent().unwrap().to_str().unwrap();
+    let via = format!("env PATH={programs}:/usr/bin:/bin /bin/sh -c");
+    let options = ["--from", "emulator", "--to", "emulator", "--to-via", &via, "--moves", "2", "--vcpus", "2"];
+    let run = cross(firmware, &options);
+    let hops = hops(&run);
+    assert_eq!(hops.len(), 3);
+    assert!(hops.iter().all(|hop| hop["status"] == "completed" && hop["history"].as_u64() > Some(0)), "{hops:?}");
+}
+
+#[test]
+fn a_host_that_cannot_be_reached_is_named() {
+    let Some(firmware) = firmware_or_skip() else { return };
+    let options =
+        ["verify", "cross", "--firmware", firmware.to_str().unwrap(), "--to", "emulator", "--to-via", "false"];
+    let run = run(options.into_iter().chain(SMALL), false);
+    run.expect_status(1);
+    assert!(run.stderr.contains("false 'mktemp"), "{}", run.stderr);
 }
 
 #[test]

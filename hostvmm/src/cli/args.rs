@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use super::common::{CommonArgs, Format};
 use super::instance::InstanceArgs;
 use super::quantity::milliseconds;
-use super::remote::{InfoArgs, MigrateArgs, MigrateCancelArgs};
+use super::remote::{InfoArgs, MigrateArgs, MigrateCancelArgs, RelayArgs};
 use super::scenario::{ColoArgs, CpuArgs, CrossArgs, MigrationArgs, Scenario};
 use super::tuning::TuningArgs;
 use crate::colo::OutletAddress;
@@ -60,6 +60,9 @@ pub(crate) enum Command {
         unix:/tmp/a.qmp --json"
     )]
     Info(InfoArgs),
+    /// Connect standard input and output with a VM's control socket, to speak QMP to it from another host.
+    #[command(after_help = "Example:\n  ssh node-b hostvmm relay unix:/tmp/b.qmp")]
+    Relay(RelayArgs),
     /// Run a scenario and check everything in it.
     #[command(after_help = "Examples:\n  hostvmm verify passes --granule 64k --va-bits 42 --workload mixed --vcpus 4 \
         --json ledger.json\n  hostvmm verify passes --arch armv7 --tables lpae --workload mixed\n  hostvmm verify matrix --format \

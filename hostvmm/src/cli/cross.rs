@@ -44,6 +44,7 @@ pub(super) fn run(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger, En
         ));
     }
     let mut spec = CrossSpec { from: side(args, from)?, to: side(args, to)?, moves: options.moves.unwrap_or(MOVES) };
+    spec.to.via.clone_from(&options.to_via);
     for side in [&spec.from, &spec.to] {
         if matches!(side.way, Way::File | Way::Fd | Way::Given(_)) {
             return Err(Ending::usage(format!("--uri {}: a move needs a way of its own, like unix or tcp", side.way)));
@@ -55,6 +56,9 @@ pub(super) fn run(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger, En
         (None, Some(points)) => format!(" --from {} --to {} --points {points}", ends.0, ends.1),
         (None, None) => format!(" --from {} --to {} --moves {}", ends.0, ends.1, spec.moves),
     };
+    if let Some(via) = &options.to_via {
+        spec.from.flags += &format!(" --to-via '{via}'");
+    }
     if options.missing_features == MissingArg::Name {
         spec.from.flags += " --missing-features name";
     }

@@ -152,6 +152,7 @@ pub(super) fn spec(
     Ok(MigrateSpec {
         base,
         way,
+        via: None,
         parameters: args.tuning.parameters(),
         capabilities: args.tuning.capabilities(),
         verify_guest: migration.verify_guest,

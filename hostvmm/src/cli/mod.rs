@@ -60,6 +60,7 @@ pub fn main() -> ExitCode {
         Command::Migrate(args) => remote::migrate(&args),
         Command::MigrateCancel(args) => remote::cancel(&args),
         Command::Info(args) => remote::info(&args),
+        Command::Relay(args) => remote::relay(&args),
         Command::TlsKeygen(args) => tls_keygen(&args),
         Command::Outlet(args) => outlet(&args),
     };

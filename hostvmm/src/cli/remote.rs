@@ -1,8 +1,9 @@
 //! `migrate`, `migrate-cancel` and `info`: clients of a running VM's control socket.
 
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -11,10 +12,15 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::ending::{Ending, say, tell};
 use super::tuning::TuningArgs;
+use crate::control::address::Stream;
 use crate::control::{Address, Client, ClientError};
 use crate::migrate::transport::Uri;
 use crate::report::{Verdict, migration_text};
 
+/// How long a control socket that is not there is waited for.
+const STARTING: Duration = Duration::from_secs(20);
+/// Between two attempts to reach it.
+const RETRY: Duration = Duration::from_millis(10);
 /// Between two looks at a migration.
 const INTERVAL: Duration = Duration::from_millis(100);
 
@@ -68,6 +74,14 @@ pub(crate) struct InfoArgs {
     json: bool,
 }
 
+/// Options of `relay`.
+#[derive(Debug, Args)]
+pub(crate) struct RelayArgs {
+    /// The VM's control socket, as `hostvmm run` was given it; one that is about to be there is waited for.
+    #[arg(value_name = "ADDRESS")]
+    address: Address,
+}
+
 /// What `info` shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Subject {
@@ -75,6 +89,39 @@ pub(crate) enum Subject {
     Migrate,
     /// The VM and how far its guest is.
     Status,
+}
+
+/// `hostvmm relay`: ends with either of the two.
+///
+/// # Errors
+/// [`Ending`] where nobody listens there, or standard output is gone.
+pub(super) fn relay(args: &RelayArgs) -> Result<Verdict, Ending> {
+    let deadline = Instant::now() + STARTING;
+    let mut stream = loop {
+        match Stream::connect(&args.address) {
+            Ok(stream) => break stream,
+            Err(_) if Instant::now() < deadline => std::thread::sleep(RETRY),
+            Err(source) => {
+                return Err(Ending::input(ClientError::Connect { address: args.address.clone(), source }));
+            }
+        }
+    };
+    let mut up = stream.try_clone().map_err(Ending::failed)?;
+    std::thread::spawn(move || {
+        // A VM that has ended is noticed below.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut up);
+        up.shutdown();
+    });
+    let mut output = std::io::stdout().lock();
+    let mut bytes = [0; 16 << 10];
+    loop {
+        match stream.read(&mut bytes) {
+            Ok(0) => return Ok(Verdict::Pass),
+            Ok(len) => output.write_all(&bytes[..len]).and_then(|()| output.flush()).map_err(Ending::failed)?,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(Ending::failed(error)),
+        }
+    }
 }
 
 /// `hostvmm migrate`.

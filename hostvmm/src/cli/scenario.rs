@@ -125,12 +125,16 @@ pub(crate) struct CrossArgs {
     /// What it is moved to, and back from [default: kvm].
     #[arg(long, value_enum, value_name = "ACCEL")]
     pub(crate) to: Option<Accel>,
+    /// VMs of --to are on another host, which COMMAND reaches: it executes there a line of shell that is added to it, as `ssh HOST`
+    /// does, and finds hostvmm there by its name.
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) to_via: Option<String>,
     /// Moves between the two [default: 4].
     #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub(crate) moves: Option<u64>,
     /// Move between emulators of which one lists other registers than it has: added, added-zero, missing, missing-in-use, renamed,
     /// constant-different, affinity-different, feature-more, view-alone, masked-bit, reserved-bit, or all.
-    #[arg(long, value_name = "SKEW|all", conflicts_with_all = ["from", "to", "moves"])]
+    #[arg(long, value_name = "SKEW|all", conflicts_with_all = ["from", "to", "to_via", "moves"])]
     pub(crate) skew: Option<String>,
     /// Move the guest at points where it asks for it, as of `run`, once at each, and compare every register that it reads before and after.
     #[arg(long, value_name = "LIST|all", conflicts_with_all = ["moves", "skew"])]
@@ -146,9 +150,9 @@ pub(crate) struct CrossArgs {
 impl CrossArgs {
     /// Whether none is given.
     pub(crate) fn is_empty(&self) -> bool {
-        let Self { from, to, moves, skew, points, missing_features, cpu } = self;
-        let given = [from.is_some(), to.is_some(), moves.is_some(), skew.is_some(), points.is_some()];
-        given == [false; 5] && *missing_features == MissingArg::Refuse && *cpu == CpuArg::Host
+        let Self { from, to, to_via, moves, skew, points, missing_features, cpu } = self;
+        let given = [from.is_some(), to.is_some(), to_via.is_some(), moves.is_some(), skew.is_some(), points.is_some()];
+        given == [false; 6] && *missing_features == MissingArg::Refuse && *cpu == CpuArg::Host
     }
 }
 

@@ -90,6 +90,14 @@ impl Client {
     pub fn connect(address: &Address) -> Result<Self, ClientError> {
         let stream =
             Stream::connect(address).map_err(|source| ClientError::Connect { address: address.clone(), source })?;
+        Self::over(stream, address)
+    }
+
+    /// Negotiates over a connection to a VM that calls itself `address`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn over(stream: Stream, address: &Address) -> Result<Self, ClientError> {
         let mut client = Self {
             address: address.clone(),
             stream,

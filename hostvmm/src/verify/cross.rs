@@ -108,7 +108,7 @@ pub(super) fn lost(
 }
 
 fn drive(spec: &CrossSpec, watch: Watch<'_>, progress: &Progress, ledger: &mut Ledger) -> Result<(), PairError> {
-    let place = Place::new().map_err(PairError::Place)?;
+    let place = Place::with_far(spec.to.via.as_deref()).map_err(PairError::Place)?;
     let crossing = |hop: u64| Crossing { spec: spec.place(hop), place: &place, watch };
     let name = |hop: u64| format!("{}{hop}", spec.place(hop).base.machine.accelerator);
     let is_kernel = spec.from.base.machine.kernel.is_some();
@@ -119,7 +119,8 @@ fn drive(spec: &CrossSpec, watch: Watch<'_>, progress: &Progress, ledger: &mut L
     let mut moments = SplitMix64::new(spec.from.base.machine.seed);
     let mut source = crossing(0).first(&name(0), history)?;
     for hop in 1..=spec.moves + 1 {
-        let ends = place.ends(&spec.from.way, hop as usize).map_err(PairError::Place)?;
+        let far = [hop - 1, hop].map(|hop| spec.place(hop).via.is_some());
+        let ends = place.ends_between(&spec.from.way, hop as usize, far).map_err(PairError::Place)?;
         let mut destination = crossing(hop).incoming(&name(hop), &ends.destination, &options)?;
         source.wait_steps(&watch, STEPS)?;
         watch.pass(moment(&mut moments, spec.from.settle))?;

@@ -61,7 +61,7 @@ fn drive(
     progress: &Progress,
     ledger: &mut Ledger,
 ) -> Result<(), PairError> {
-    let place = Place::new().map_err(PairError::Place)?;
+    let place = Place::with_far(spec.to.via.as_deref()).map_err(PairError::Place)?;
     let side = |hop: usize| if hop.is_multiple_of(2) { &spec.from } else { &spec.to };
     let crossing = |hop: usize| Crossing { spec: side(hop), place: &place, watch };
     let name = |hop: usize| format!("{}{hop}", side(hop).base.machine.accelerator);
@@ -70,7 +70,8 @@ fn drive(
     let mut printed: Vec<PointLine> = Vec::new();
     let mut said: BTreeMap<Point, Vec<String>> = BTreeMap::new();
     for (hop, &point) in (1..).zip(points) {
-        let ends = place.ends(&spec.from.way, hop).map_err(PairError::Place)?;
+        let far = [hop - 1, hop].map(|hop| side(hop).via.is_some());
+        let ends = place.ends_between(&spec.from.way, hop, far).map_err(PairError::Place)?;
         let mut destination = crossing(hop).incoming(&name(hop), &ends.destination, &options)?;
         stop_at(&mut source, &watch, point)?;
         let begun = Instant::now();

@@ -46,7 +46,7 @@ pub(in crate::verify) fn has_ended(status: &str) -> bool {
 impl Crossing<'_> {
     /// A VM that runs the guest from its start.
     pub(in crate::verify) fn first(&self, name: &str, extra: &[String]) -> Result<Side, PairError> {
-        let mut side = Side::start(self.place, name, &self.options(extra))?;
+        let mut side = self.start(name, &self.options(extra))?;
         self.spec.tune(&mut side)?;
         Ok(side)
     }
@@ -58,10 +58,17 @@ impl Crossing<'_> {
         if self.spec.verify_guest {
             options.push("--verify-guest".to_owned());
         }
-        let mut side = Side::start(self.place, name, &options)?;
+        let mut side = self.start(name, &options)?;
         self.spec.tune(&mut side)?;
         side.execute("migrate-incoming", json!({ "uri": uri }))?;
         Ok(side)
+    }
+
+    fn start(&self, name: &str, options: &[String]) -> Result<Side, PairError> {
+        match (&self.spec.via, self.place.far()) {
+            (Some(_), Some(far)) => Side::start_far(self.place, far, name, options),
+            _ => Side::start(self.place, name, options),
+        }
     }
 
     fn options(&self, extra: &[String]) -> Vec<String> {

@@ -1,7 +1,7 @@
 //! Two VMs and a migration between them, as the scenarios `migrate`, `cancel` and `chain` drive them.
 //!
 //! Each VM is a `hostvmm run --qmp` of its own, so that what is proven is proven of processes that share nothing but a
-//! stream: [`Side`] starts, commands and ends one, [`Place`] has the directory and the addresses, [`Watch`] bounds every wait
+//! stream: [`Side`] starts, commands and ends one, [`Place`] has the directory and the addresses, on another host too ([`far`]), [`Watch`] bounds every wait
 //! and gives it a name, a [`Crossing`](crossing::Crossing) is one migration. [`MigrateSpec`] is what is asked for, [`Findings`] what was
 //! wrong. What the guests print of their clocks goes through [`clock_lines`], what a guest without a plan says of itself through
 //! [`GuestLines`]; [`Blocks`] are their huge pages.
@@ -9,6 +9,7 @@
 mod blocks;
 pub(super) mod clock_lines;
 pub(super) mod crossing;
+mod far;
 mod findings;
 mod guest_lines;
 mod place;
@@ -42,6 +43,8 @@ pub struct MigrateSpec {
     pub base: Spec,
     /// How VMs reach each other.
     pub way: Way,
+    /// The command that executes a line of shell on the host of these VMs, where that is another one.
+    pub via: Option<String>,
     /// Migration parameters by QEMU's names.
     pub parameters: Map<String, Value>,
     /// Migration capabilities by QEMU's names, to be switched on.
@@ -84,6 +87,8 @@ impl MigrateSpec {
         let mut options: Vec<String> = machine_options(&self.base).split_whitespace().map(str::to_owned).collect();
         match &self.base.machine.kernel {
             Some(files) => options.extend(files.options()),
+            // Another host has its own, at the place where hostvmm looks for it.
+            None if self.via.is_some() => {}
             None => options.extend(["--firmware".to_owned(), self.base.firmware.display().to_string()]),
         }
         options.extend_from_slice(&self.options);

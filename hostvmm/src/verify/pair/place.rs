@@ -10,6 +10,8 @@ use std::str::FromStr;
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
+use super::far::Far;
+
 /// How a migration's bytes travel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Way {
@@ -85,6 +87,7 @@ pub(in crate::verify) struct Ends {
 #[derive(Debug)]
 pub(in crate::verify) struct Place {
     directory: tempfile::TempDir,
+    far: Option<Far>,
 }
 
 impl Place {
@@ -92,7 +95,26 @@ impl Place {
     pub(in crate::verify) fn new() -> io::Result<Self> {
         let owners = Permissions::from_mode(0o700);
         // Short: a socket's path has 107 bytes.
-        Ok(Self { directory: tempfile::Builder::new().prefix("tdmk").permissions(owners).tempdir()? })
+        Ok(Self { directory: tempfile::Builder::new().prefix("tdmk").permissions(owners).tempdir()?, far: None })
+    }
+
+    /// Makes one, with another on the host that the command `via` reaches, if one is given.
+    pub(in crate::verify) fn with_far(via: Option<&str>) -> io::Result<Self> {
+        Ok(Self { far: via.map(Far::new).transpose()?, ..Self::new()? })
+    }
+
+    /// The directory on the other host.
+    pub(super) fn far(&self) -> Option<&Far> {
+        self.far.as_ref()
+    }
+
+    /// Addresses for migration number `number` between a VM here and one on the other host, where there is one and just one of the two
+    /// is `far`; else as [`Self::ends`].
+    pub(in crate::verify) fn ends_between(&self, way: &Way, number: usize, far: [bool; 2]) -> io::Result<Ends> {
+        match (&self.far, far) {
+            (Some(place), [leaves, arrives]) if leaves != arrives => place.ends(number, leaves),
+            _ => self.ends(way, number),
+        }
     }
 
     /// A path in it.
@@ -126,7 +148,7 @@ impl Place {
 }
 
 /// A command between its standard streams and two pipes: what it is given goes to `out`, what it gives comes from `back`.
-fn relay(out: &Path, back: &Path) -> String {
+pub(super) fn relay(out: &Path, back: &Path) -> String {
     // A background command's standard input would be /dev/null (POSIX, 2.9.3.1), hence descriptor 3.
     format!("exec:exec 3<&0; cat <&3 >{} & exec cat {}", out.display(), back.display())
 }

@@ -14,6 +14,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 
 use super::clock_lines::ClockLine;
+use super::far::{Afar, Far};
 use super::guest_lines::GuestLines;
 use super::point_lines::PointLine;
 use super::{Place, Watch};
@@ -140,6 +141,8 @@ pub(in crate::verify) struct Side {
     status: Option<ExitStatus>,
     /// Its guest's steps are those that it prints.
     is_kernel: bool,
+    /// Of a VM on another host, whose process here is the command that reaches it.
+    afar: Option<Afar>,
 }
 
 /// What a VM has left behind.
@@ -166,20 +169,36 @@ impl Side {
     /// [`PairError::Start`].
     pub(in crate::verify) fn start(place: &Place, name: &str, options: &[String]) -> Result<Self, PairError> {
         let failed = |source| PairError::Start { side: name.to_owned(), source };
-        let socket = place.path(&format!("{name}.qmp"));
-        let ledger = place.path(&format!("{name}.json"));
-        let mut process = Command::new(std::env::current_exe().map_err(failed)?)
-            .arg("run")
-            .args(options)
-            .arg("--qmp")
-            .arg(format!("unix:{}", socket.display()))
-            .arg("--json")
-            .arg(&ledger)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(failed)?;
+        let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+        command.arg("run").args(options).arg("--qmp").arg(format!("unix:{}", socket(place, name).display()));
+        command.arg("--json").arg(ledger(place, name));
+        let is_kernel = options.iter().any(|option| option == "--kernel");
+        Self::spawn(place, name, command, is_kernel, None)
+    }
+
+    /// The same on the host that `far` reaches.
+    ///
+    /// # Errors
+    /// [`PairError::Start`].
+    pub(in crate::verify) fn start_far(
+        place: &Place,
+        far: &Far,
+        name: &str,
+        options: &[String],
+    ) -> Result<Self, PairError> {
+        Self::spawn(place, name, far.run(name, options), false, Some(Afar::new(far)))
+    }
+
+    fn spawn(
+        place: &Place,
+        name: &str,
+        mut command: Command,
+        is_kernel: bool,
+        afar: Option<Afar>,
+    ) -> Result<Self, PairError> {
+        let failed = |source| PairError::Start { side: name.to_owned(), source };
+        let mut process =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(failed)?;
         let pid = Pid::from_child(&process);
         let handle = pidfd_open(pid, PidfdFlags::empty()).map(Arc::new).map_err(|error| failed(error.into()))?;
         let printed = Arc::<Mutex<Printed>>::default();
@@ -187,9 +206,10 @@ impl Side {
             let printed = Arc::clone(&printed);
             std::thread::spawn(move || keep_lines(stderr, &printed))
         });
-        let (name, address) = (name.to_owned(), Address::Unix(socket));
-        let is_kernel = options.iter().any(|option| option == "--kernel");
-        Ok(Self { name, process, handle, printed, reader, address, ledger, client: None, status: None, is_kernel })
+        let address = Address::Unix(socket(place, name));
+        let (name, ledger) = (name.to_owned(), ledger(place, name));
+        let (client, status) = (None, None);
+        Ok(Self { name, process, handle, printed, reader, address, ledger, client, status, is_kernel, afar })
     }
 
     /// Its name.
@@ -238,6 +258,15 @@ impl Side {
     }
 
     fn connect(&mut self) -> Result<(), PairError> {
+        if self.client.is_none()
+            && let Some(afar) = &mut self.afar
+        {
+            let connected = afar.connect(&self.name, &self.address, REPLY);
+            match connected {
+                Ok(client) => self.client = Some(client),
+                Err(source) => return Err(self.broken("connect", source)),
+            }
+        }
         if self.client.is_none() {
             let process = &mut self.process;
             let is_alive = || matches!(process.try_wait(), Ok(None));
@@ -444,6 +473,12 @@ impl Side {
         let what = format!("the end of VM {}", self.name);
         let status = watch.until(&what, || Ok(self.ended()))?;
         self.join_reader();
+        if let Some(afar) = &self.afar
+            && let Ok(text) = afar.ledger(&self.name)
+        {
+            // One that is not there is missed below.
+            let _ = std::fs::write(&self.ledger, text);
+        }
         let side = self.name.clone();
         let ledger = Ledger::load(&self.ledger).map_err(|error| PairError::NoLedger { side, source: Box::new(error) });
         let mut printed = lock(&self.printed);
@@ -459,6 +494,14 @@ impl Side {
             let _ = reader.join();
         }
     }
+}
+
+fn socket(place: &Place, name: &str) -> PathBuf {
+    place.path(&format!("{name}.qmp"))
+}
+
+fn ledger(place: &Place, name: &str) -> PathBuf {
+    place.path(&format!("{name}.json"))
 }
 
 /// Sees to it that a process is not stopped for long; see [`Side::keep_awake`].
