@@ -16,10 +16,12 @@ use crate::batch;
 use crate::bench;
 use crate::cache::{Cache, Item};
 use crate::cross::{self, Programs};
+use crate::crossing;
 use crate::error::Error;
 use crate::guest::{self, Contents};
 use crate::kernel::{self, Configuration, KernelChoice, Packaged};
 use crate::matrix;
+use crate::outside::Outside;
 use crate::peer;
 use crate::progress::Progress;
 use crate::qemu::{Clock, CpuModel, Machine};
@@ -86,6 +88,21 @@ enum Action {
     LinuxInitramfs {
         /// Where to.
         file: PathBuf,
+    },
+    /// Move a guest from KVM in the lab to the emulator on this machine, and back: `hostvmm verify cross` between the two.
+    #[command(
+        after_help = "Exit status: of `hostvmm verify cross`: 0 verified, 1 a check failed.\n\nExamples:\n  scripts/lab \
+                            cross\n  scripts/lab cross --kernel 6.1 --json cross.json -- --arch armv7 --moves 6"
+    )]
+    Cross {
+        #[command(flatten)]
+        machine: MachineOptions,
+        /// Write the ledger to FILE.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Options of `hostvmm verify cross`; what is not given is a small guest that is moved 4 times.
+        #[arg(last = true, value_name = "OPTION")]
+        arguments: Vec<OsString>,
     },
     /// Boot into a shell; `exit` or Ctrl-A x ends it.
     Shell {
@@ -198,6 +215,7 @@ fn act(checkout: &Path, action: Action) -> Result<u8, Error> {
             fs::write(&file, bytes).map_err(Error::file("write", &file))?;
             Ok(0)
         }
+        Action::Cross { machine, json, arguments } => move_between(checkout, &machine, json.as_deref(), &arguments),
         Action::Shell { machine } => {
             let work = work_directory()?;
             let machine = prepare(checkout, &machine, &[], &[], work.path())?;
@@ -259,6 +277,31 @@ fn measure_migration(checkout: &Path, options: &MachineOptions, arguments: &[OsS
     run::run(&machine, work.path(), None, MIGRATIONS_WITHIN_SECONDS, sinks)
 }
 
+/// Runs `hostvmm verify cross` in a boot whose guest has a shell outside; it prints its table itself.
+fn move_between(
+    checkout: &Path,
+    options: &MachineOptions,
+    json: Option<&Path>,
+    arguments: &[OsString],
+) -> Result<u8, Error> {
+    let hostvmm = cross::own_hostvmm(checkout, !options.no_build, options.progress())?;
+    let (work, results) = (work_directory()?, work_directory()?);
+    let machine = prepare(checkout, options, &[], &crossing::command(arguments), work.path())?;
+    let machine = Machine { outside: true, ..machine };
+    let outside = Outside::listen(work.path(), hostvmm.parent().unwrap_or(checkout))?;
+    let sinks: [&mut dyn io::Write; 2] = [&mut io::stdout(), &mut io::stderr()];
+    let code = run::run(&machine, work.path(), Some(results.path()), crossing::SECONDS, sinks);
+    drop(outside);
+    if let Some(to) = json {
+        // There is none where the run could not begin, which its exit status says.
+        let from = results.path().join(crossing::LEDGER);
+        if from.is_file() {
+            fs::copy(&from, to).map_err(Error::file("write", to))?;
+        }
+    }
+    code
+}
+
 /// Brings kernel and programs, and packs them with the command.
 fn prepare(
     checkout: &Path,
@@ -283,6 +326,7 @@ fn prepare(
         clock: options.clock,
         cpus: options.cpus,
         memory_mib: options.memory,
+        outside: false,
     })
 }
 

@@ -26,6 +26,7 @@ pub(crate) struct Programs {
     pub(crate) init: PathBuf,
     /// The program of a Linux guest that hostvmm runs.
     pub(crate) dirtyram: PathBuf,
+    pub(crate) outside: PathBuf,
     pub(crate) hostvmm: PathBuf,
     pub(crate) firmware: PathBuf,
     /// None where the compiler has no such target.
@@ -48,6 +49,7 @@ pub(crate) fn programs(checkout: &Path, build: bool, progress: Progress) -> Resu
     let mut programs = Programs {
         init: host.join("lab-init"),
         dirtyram: host.join("dirtyram"),
+        outside: host.join("lab-outside"),
         hostvmm: host.join("hostvmm"),
         firmware: firmware(FIRMWARE),
         firmware_armv7: has_armv7.then(|| firmware(FIRMWARE_ARMV7)),
@@ -77,9 +79,10 @@ pub(crate) fn programs(checkout: &Path, build: bool, progress: Progress) -> Resu
         }
     } else {
         programs.firmware_armv7 = programs.firmware_armv7.filter(|path| path.is_file());
-        if let Some(missing) = [&programs.init, &programs.dirtyram, &programs.hostvmm, &programs.firmware]
-            .into_iter()
-            .find(|path| !path.is_file())
+        if let Some(missing) =
+            [&programs.init, &programs.dirtyram, &programs.outside, &programs.hostvmm, &programs.firmware]
+                .into_iter()
+                .find(|path| !path.is_file())
         {
             let what = missing.display().to_string();
             return Err(Error::NotCached { what, remedy: "prepare".to_owned() });
@@ -108,6 +111,21 @@ pub(crate) fn unit_tests(checkout: &Path, progress: Progress) -> Result<PathBuf,
         status: "no executable".to_owned(),
         output: String::new(),
     })
+}
+
+/// hostvmm for this machine: built now, or, without `build`, as it was built last.
+///
+/// # Errors
+/// As [`programs`].
+pub(crate) fn own_hostvmm(checkout: &Path, build: bool, progress: Progress) -> Result<PathBuf, Error> {
+    let path = output(checkout).join("debug").join("hostvmm");
+    if build {
+        progress.step(format_args!("building hostvmm for this machine"));
+        command::visibly(cargo(checkout).args(["build", "--quiet", "--package", "hostvmm"]), "cargo", "cargo")?;
+    } else if !path.is_file() {
+        return Err(Error::NotCached { what: path.display().to_string(), remedy: "cross".to_owned() });
+    }
+    Ok(path)
 }
 
 /// The program that measures migrations: built now, or, without `build`, as it was built last.

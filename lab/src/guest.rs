@@ -15,6 +15,8 @@ use crate::kernel::{self, KernelChoice};
 
 /// hostvmm finds the firmware from its own place, as in a checkout.
 pub(crate) const HOSTVMM: &str = "target/release/hostvmm";
+/// Where the guest has its way to a shell outside.
+pub(crate) const OUTSIDE: &str = "bin/outside";
 pub(crate) const FIRMWARE: &str = "target/aarch64-unknown-none-softfloat/release/firmware";
 const FIRMWARE_ARMV7: &str = "target/armv7a-none-eabi/release/firmware";
 /// Where a Linux guest's kernel and its initramfs are.
@@ -91,6 +93,7 @@ fn write(contents: &Contents<'_>, modules: &[PathBuf], busybox: &Path, path: &Pa
     let own = contents.programs;
     let mut programs = vec![
         ("init".to_owned(), own.init.as_path()),
+        (OUTSIDE.to_owned(), &own.outside),
         (HOSTVMM.to_owned(), &own.hostvmm),
         (FIRMWARE.to_owned(), &own.firmware),
         ("bin/busybox".to_owned(), busybox),
@@ -157,6 +160,7 @@ mod tests {
         let programs = Programs {
             init: file("i"),
             dirtyram: file("d"),
+            outside: file("o"),
             hostvmm: file("h"),
             firmware: file("f"),
             firmware_armv7: Some(file("v7")),
@@ -176,9 +180,9 @@ mod tests {
         let inner: Vec<_> =
             newc::read(content(LINUX_INITRAMFS)).unwrap().iter().map(|file| (file.name, file.bytes)).collect();
         assert_eq!(inner, [("init", &b"d"[..])]);
-        let own = ["init", HOSTVMM, FIRMWARE, "bin/busybox", FIRMWARE_ARMV7];
+        let own = ["init", OUTSIDE, HOSTVMM, FIRMWARE, "bin/busybox", FIRMWARE_ARMV7];
         let others = ["lab/modules/0-virtio.ko", "files/image.elf"];
-        assert_eq!(names[..7], [&own[..], &others].concat());
+        assert_eq!(names[..8], [&own[..], &others].concat());
         assert_eq!(names.last(), Some(&"lab/command"));
     }
 }

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use lab_init::Port;
 
+use crate::outside;
+
 /// QEMU's program.
 pub(crate) const PROGRAM: &str = "qemu-system-aarch64";
 /// Debian's package of it.
@@ -40,6 +42,8 @@ pub(crate) struct Machine {
     pub(crate) clock: Clock,
     pub(crate) cpus: u8,
     pub(crate) memory_mib: u32,
+    /// Whether it has channels to a shell outside.
+    pub(crate) outside: bool,
 }
 
 /// Where the guest's output goes.
@@ -112,6 +116,11 @@ pub(crate) fn arguments(machine: &Machine, output: &Output) -> Vec<OsString> {
                 line.option("-chardev", keyed(&chardev, &Output::port(directory, port), true));
                 line.option("-device", format!("virtserialport,chardev={id},nr={}", port.number()));
             }
+            for port in machine.outside.then(outside::ports).into_iter().flatten() {
+                let chardev = format!("socket,id=port{port},path=");
+                line.option("-chardev", keyed(&chardev, &outside::socket(directory, port), true));
+                line.option("-device", format!("virtserialport,chardev=port{port},nr={port}"));
+            }
         }
     }
     line.0
@@ -142,8 +151,15 @@ mod tests {
     use super::*;
 
     fn line(cpu: CpuModel, clock: Clock, output: &Output) -> String {
-        let machine =
-            Machine { image: "/k/Image".into(), initramfs: "/i".into(), cpu, clock, cpus: 2, memory_mib: 1024 };
+        let machine = Machine {
+            image: "/k/Image".into(),
+            initramfs: "/i".into(),
+            cpu,
+            clock,
+            cpus: 2,
+            memory_mib: 1024,
+            outside: true,
+        };
         let arguments = arguments(&machine, output);
         arguments.iter().map(|argument| argument.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
@@ -161,6 +177,8 @@ mod tests {
             "-serial file:/o/console.log",
             "file,id=port3,path=/o/results.cpio",
             "virtserialport,chardev=port3,nr=3",
+            "socket,id=port4,path=/o/outside4",
+            "virtserialport,chardev=port4,nr=4",
         ] {
             assert!(line.contains(part), "{part} in {line}");
         }

@@ -175,6 +175,25 @@ fn script() -> String {
     script + &format!("job unit timeout -s KILL 600 /files/hostvmm-tests --test-threads=2 --show-output {UNIT_TESTS}\n")
 }
 
+/// Moves a guest between KVM in a boot of its own and the emulator on this machine: the ledger, or `None` after saying that the test
+/// is skipped.
+fn cross_or_skip(options: &[&str]) -> Option<Value> {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let json = directory.path().join("cross.json");
+    let mut command = Command::new(lab());
+    command.args(["cross", "--kernel", "6.12", "--no-fetch", "--quiet", "--json"]).arg(&json).arg("--").args(options);
+    let output = command.output().expect("the lab starts");
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    match output.status.code() {
+        Some(0) => Some(serde_json::from_slice(&fs::read(&json).unwrap()).unwrap()),
+        Some(UNAVAILABLE) if std::env::var_os("TIDEMARK_REQUIRE_LAB").is_none() => {
+            println!("skipped: {}", stderr.trim());
+            None
+        }
+        _ => panic!("{}\n{stderr}{stdout}", output.status),
+    }
+}
+
 /// The exit code and the output of a job.
 fn job(out: &Path, name: &str) -> (i32, String) {
     let read = |suffix: &str| fs::read_to_string(PathBuf::from(out).join(format!("{name}.{suffix}")));
@@ -248,6 +267,18 @@ fn guests_move_between_machines_on_kvm_and_cancelled_migrations_leave_no_trace()
             }
         }
     }
+}
+
+#[test]
+fn a_guest_moves_from_kvm_to_the_emulator_on_a_machine_of_another_architecture_and_back() {
+    let Some(ledger) = cross_or_skip(&["--moves", "2"]) else { return };
+    assert_eq!(ledger["verdict"], "pass");
+    let hops = ledger["migration"]["hops"].as_array().unwrap();
+    let names: Vec<_> = hops.iter().map(|hop| hop["to"].as_str().unwrap()).collect();
+    assert_eq!(names, ["kvm1", "emulator2", "kvm3"]);
+    assert!(hops.iter().all(|hop| hop["status"] == "completed"), "{hops:?}");
+    // Between the two every register was looked at, and something said of those that differ.
+    assert!(hops[1..].iter().all(|hop| !hop["registers"]["notes"].as_array().unwrap().is_empty()), "{hops:?}");
 }
 
 #[test]

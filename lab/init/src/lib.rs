@@ -4,6 +4,7 @@
 //! comes back. Archives both ways are [`newc`].
 
 pub mod newc;
+pub mod outside;
 
 /// The command and its arguments, each ended by a NUL byte; empty: an interactive shell on the console.
 pub const COMMAND: &str = "lab/command";

@@ -173,7 +173,8 @@ fn boot(
         let contents = Contents { programs, linux: None, files: &[], command: &command };
         guest::pack(&reader, checkout, host, &contents, work.path())?
     };
-    let machine = Machine { image, initramfs, cpu: CpuModel::Max, clock: Clock::Wall, cpus: 1, memory_mib: 1024 };
+    let machine =
+        Machine { image, initramfs, cpu: CpuModel::Max, clock: Clock::Wall, cpus: 1, memory_mib: 1024, outside: false };
     progress.step(format_args!("host {host}: {} cells", cells.len()));
     let seconds = BOOT_SECONDS + options.cell_timeout * cells.len() as u64;
     // An earlier matrix may have left its files here.
