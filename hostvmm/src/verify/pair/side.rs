@@ -172,8 +172,7 @@ impl Side {
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
         command.arg("run").args(options).arg("--qmp").arg(format!("unix:{}", socket(place, name).display()));
         command.arg("--json").arg(ledger(place, name));
-        let is_kernel = options.iter().any(|option| option == "--kernel");
-        Self::spawn(place, name, command, is_kernel, None)
+        Self::spawn(place, name, command, options, None)
     }
 
     /// The same on the host that `far` reaches.
@@ -186,14 +185,14 @@ impl Side {
         name: &str,
         options: &[String],
     ) -> Result<Self, PairError> {
-        Self::spawn(place, name, far.run(name, options), false, Some(Afar::new(far)))
+        Self::spawn(place, name, far.run(name, options), options, Some(Afar::new(far)))
     }
 
     fn spawn(
         place: &Place,
         name: &str,
         mut command: Command,
-        is_kernel: bool,
+        options: &[String],
         afar: Option<Afar>,
     ) -> Result<Self, PairError> {
         let failed = |source| PairError::Start { side: name.to_owned(), source };
@@ -209,6 +208,7 @@ impl Side {
         let address = Address::Unix(socket(place, name));
         let (name, ledger) = (name.to_owned(), ledger(place, name));
         let (client, status) = (None, None);
+        let is_kernel = options.iter().any(|option| option == "--kernel");
         Ok(Self { name, process, handle, printed, reader, address, ledger, client, status, is_kernel, afar })
     }
 
