@@ -358,8 +358,8 @@ mod tests {
 
     #[test]
     fn clock_lines_are_found_on_both_consoles() {
-        assert_eq!(clock_second("guest: clock 3 s, counter 187512345"), Some(3));
-        assert_eq!(clock_second("clock 12 s, counter 5\r"), Some(12));
+        assert_eq!(clock_second("guest: clock 3 s, counter 187512345 (line 2)"), Some(3));
+        assert_eq!(clock_second("clock 12 s, counter 5 (line 12)\r"), Some(12));
         assert_eq!(clock_second("tidemark firmware: 1 vCPU(s)"), None);
     }
 

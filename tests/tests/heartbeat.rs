@@ -26,12 +26,15 @@ fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_else(|| panic!("{value} is a number"))
 }
 
-/// Seconds and counter of every clock line.
-fn clock_lines(run: &Run) -> Vec<(u64, u64)> {
+/// Seconds, counter and number of every clock line.
+fn clock_lines(run: &Run) -> Vec<[u64; 3]> {
     run.stderr
         .lines()
-        .filter_map(|line| line.strip_prefix("guest: clock ")?.split_once(" s, counter "))
-        .map(|(second, counter)| (second.parse().unwrap(), counter.trim().parse().unwrap()))
+        .filter_map(|line| line.strip_prefix("guest: clock ")?.strip_suffix(')')?.split_once(" s, counter "))
+        .map(|(second, rest)| {
+            let (counter, number) = rest.split_once(" (line ").unwrap();
+            [second, counter, number].map(|word| word.parse().unwrap())
+        })
         .collect()
 }
 
@@ -67,12 +70,13 @@ fn the_clock_line_counts_seconds_of_the_counter() {
         run.expect_status(0);
         let lines = clock_lines(&run);
         assert!(lines.len() >= 2, "{}", run.stderr);
-        let (first, epoch) = lines[0];
+        let [first, epoch, _] = lines[0];
         assert_eq!(first, 0);
-        for (index, (second, counter)) in lines.into_iter().enumerate() {
-            assert_eq!(second, index as u64, "{}", run.stderr);
+        for (index, [second, counter, number]) in lines.iter().copied().enumerate() {
+            assert_eq!(number, index as u64, "{}", run.stderr);
             assert_eq!((counter - epoch) / 62_500_000, second, "{}", run.stderr);
         }
+        assert!(lines.is_sorted_by(|[before, ..], [after, ..]| before < after), "{}", run.stderr);
     }
 }
 

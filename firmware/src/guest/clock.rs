@@ -1,7 +1,7 @@
 //! The clock line: vCPU 0 prints the time by its own counter, every second, between steps and while it sleeps.
 //!
 //! ```text
-//! clock 3 s, counter 187512345
+//! clock 3 s, counter 187512345 (line 3)
 //! ```
 //!
 //! A guest whose counter jumps, stands still or goes back shows it here to whoever reads the console. It is never printed from
@@ -18,12 +18,14 @@ pub(crate) struct ClockLine {
     is_on: bool,
     /// The counter at the first line, and at the start of the last line's second.
     started: Option<(u64, u64)>,
+    /// Lines printed, told in each: a late line leaves out seconds, and must not look like one that was lost.
+    lines: u64,
 }
 
 impl ClockLine {
     /// The line of `vcpu`: only vCPU 0's is ever printed, and only where the host wants it.
     pub(crate) fn new(machine: &Machine, vcpu: usize) -> Self {
-        Self { is_on: vcpu == 0 && machine.boot.flags & FLAG_CLOCK_LINE != 0, started: None }
+        Self { is_on: vcpu == 0 && machine.boot.flags & FLAG_CLOCK_LINE != 0, started: None, lines: 0 }
     }
 
     /// Prints the line if it is due; the first one at once.
@@ -39,6 +41,8 @@ impl ClockLine {
             Some((epoch, _)) => (epoch, now - now.saturating_sub(epoch) % second),
         };
         self.started = Some((epoch, last));
-        console::say(format_args!("clock {} s, counter {now}\n", now.saturating_sub(epoch) / second));
+        let (seconds, line) = (now.saturating_sub(epoch) / second, self.lines);
+        self.lines += 1;
+        console::say(format_args!("clock {seconds} s, counter {now} (line {line})\n"));
     }
 }

@@ -48,7 +48,7 @@ pub(crate) struct CommonArgs {
     /// migrate].
     #[arg(long, value_name = "off|timer[:US]|spin[:US]")]
     pub(crate) heartbeat: Option<Heartbeat>,
-    /// The guest prints its counter every second: `clock N s, counter T`. In verify migrate it always does.
+    /// The guest prints its counter every second: `clock N s, counter T (line K)`. In verify migrate it always does.
     #[arg(long)]
     pub(crate) clock_line: bool,
     /// What the guest sends on its virtual link: a packet a step and vCPU with a digest of what it wrote (steps), and of its

@@ -20,7 +20,7 @@ use crate::machine::state::CounterSet;
 use crate::migrate::downtime::{Crossing, Downtime, Latest, VcpuGaps, reconcile};
 use crate::migrate::wire::{Section, SectionKind};
 use crate::migrate::{ClockOffset, CounterReading, HostTime, Moment};
-use crate::report::ledger::{GapBucket, GapsEntry, GuestClockEntry, MigrationEntry};
+use crate::report::ledger::{CounterEntry, GapBucket, GapsEntry, GuestClockEntry, MigrationEntry};
 use crate::vcpus::Vcpus;
 
 const VERSION: u16 = 2;
@@ -189,7 +189,7 @@ impl GapWatch {
                 }
             })
             .collect();
-        Some(Outcome { downtime: reconcile(&crossing, &gaps), arrival, gaps })
+        Some(Outcome { downtime: reconcile(&crossing, &gaps), departure, arrival, gaps })
     }
 }
 
@@ -211,6 +211,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(super) struct Outcome {
     /// The measurements, reconciled.
     pub(super) downtime: Downtime,
+    departure: Departure,
     arrival: Arrival,
     gaps: Vec<VcpuGaps>,
 }
@@ -218,7 +219,7 @@ pub(super) struct Outcome {
 impl Outcome {
     /// Puts it into the ledger's entry.
     pub(super) fn enter(&self, entry: &mut MigrationEntry) {
-        let Self { downtime, arrival, gaps } = self;
+        let Self { downtime, departure: Departure { stopped, doubt_ns, .. }, arrival, gaps } = self;
         let policy = arrival.set.policy;
         let error_ns = downtime.guest_error_ns(policy).unwrap_or_default();
         entry.downtime_guest_ns = downtime.guest_ns.unwrap_or_default();
@@ -235,6 +236,13 @@ impl Outcome {
             disagreements: downtime.disagreements.iter().map(ToString::to_string).collect(),
             gap_cycles: downtime.gap_cycles,
             vcpu: downtime.vcpu.map(|vcpu| vcpu as u32),
+            host_offset_ns: Some(arrival.source.reversed().offset_ns),
+            stopped: Some(CounterEntry { ticks: stopped.counter, at_ns: stopped.at.ns(), uncertainty_ns: *doubt_ns }),
+            arrived: Some(CounterEntry {
+                ticks: arrival.reading.ticks,
+                at_ns: arrival.reading.at.ns(),
+                uncertainty_ns: arrival.reading.uncertainty_ns,
+            }),
             ..std::mem::take(clock)
         };
         let all =

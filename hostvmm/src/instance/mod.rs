@@ -549,7 +549,8 @@ impl Instance {
             }
             End::Guest(error) => without_guest(Verdict::Fail, &verify::describe(&error, progress)),
             End::Quit | End::Signal => match control.state() {
-                RunState::Postmigrate => {}
+                // Lines that the guest printed before it left; where it went they are not printed again.
+                RunState::Postmigrate => drop(guest.catch_up()),
                 RunState::Inmigrate => without_guest(Verdict::Skip, "no guest has arrived"),
                 // The other side of the pair has it.
                 _ if control.is_undecided() && ledger.colo.is_some() => {}

@@ -19,8 +19,8 @@ mod query;
 pub use colo::{CheckpointEntry, ColoEntry, ColoOutputEntry};
 
 pub use migration::{
-    BytesEntry, CancelEntry, DowntimeEntry, EstimateEntry, GapBucket, GapsEntry, GuestClockEntry, HopEntry,
-    HugePagesAround, KillEntry, MigrationEntry, RegistersEntry, RoundEntry, SlotDigestsEntry, ThrottleEntry,
+    BytesEntry, CancelEntry, CounterEntry, DowntimeEntry, EstimateEntry, GapBucket, GapsEntry, GuestClockEntry,
+    HopEntry, HugePagesAround, KillEntry, MigrationEntry, RegistersEntry, RoundEntry, SlotDigestsEntry, ThrottleEntry,
 };
 
 /// The tables that there were when ledgers did not name them.

@@ -38,7 +38,7 @@ pub(super) fn checks(ledger: &Ledger) -> Vec<Check> {
         let off = || clock.disagreements.join("; ");
         checks.push(check("downtime of host and guest".to_owned(), (!clock.reconciled).then(off)));
         if clock.lines > 0 {
-            let jumped = || format!("{} of {} lines did not follow by one second", clock.jumps, clock.lines);
+            let jumped = || format!("{} jumps in {} lines", clock.jumps, clock.lines);
             checks.push(check("clock lines".to_owned(), (clock.jumps > 0).then(jumped)));
         }
     }

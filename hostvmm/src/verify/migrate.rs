@@ -12,16 +12,15 @@
 use std::thread;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Interrupt;
-use super::pair::clock_lines::{ClockLine, jumps};
+use super::pair::clock_lines::{HandOver, Stay, jumps};
 use super::pair::crossing::{Crossing, Outcome};
 use super::pair::{Ended, Findings, GuestLines, MigrateSpec, PairError, Place, Side, Watch, Way};
 use super::passes::RunError;
 use crate::machine::Heartbeat;
 use crate::memory::SlotId;
-use crate::migrate::CounterPolicy;
 use crate::report::ledger::MigrationEntry;
 use crate::report::{Ledger, Progress, Verdict};
 
@@ -29,6 +28,8 @@ use crate::report::{Ledger, Progress, Verdict};
 const STEPS: u64 = 2;
 /// How long a source whose guest has moved away is watched.
 const STILL: Duration = Duration::from_millis(50);
+/// Jumps of the guest's clock that are told.
+const JUMPS_TOLD: usize = 3;
 
 /// Migrates the guests of `specs`, all at once if they are to run `side_by_side`; one ledger, with a cell each if they are several.
 ///
@@ -124,8 +125,9 @@ fn drive(spec: &MigrateSpec, watch: Watch<'_>, ledger: &mut Ledger) -> Result<()
     if !crossing.stands_still(&mut source, STILL)? {
         Findings::of_run(ledger).fail("one guest", "the source stands still", "it executes steps");
     }
-    destination.wait_steps(&watch, STEPS)?;
     watch.pass(spec.settle)?;
+    // After that time: these steps show that the guest has printed what was due in it.
+    destination.wait_steps(&watch, STEPS)?;
 
     let last = compare(&crossing, &mut destination, ledger)?;
     let ends = [("A", source.quit(&watch)?), ("B", destination.quit(&watch)?), ("C", last.quit(&watch)?)];
@@ -135,18 +137,24 @@ fn drive(spec: &MigrateSpec, watch: Watch<'_>, ledger: &mut Ledger) -> Result<()
     if spec.base.machine.kernel.is_some() {
         GuestLines::judge(&mut Findings::of_run(ledger), ends.iter().map(|(name, end)| (*name, &end.guest)));
     }
-    let lines: Vec<ClockLine> = ends.iter().flat_map(|(_, end)| end.clock.iter().copied()).collect();
-    let [_, (_, arrived), _] = ends;
+    let [_, (_, arrived), (_, last)] = &ends;
+    let hand_overs = [arrived, last].map(|end| HandOver::told(of_arrival(end)?.clock.as_ref()?));
     // B measured how the guest came there; B's own last migration is the one to C.
-    if let Some(of_arrival) = arrived.ledger.ok().and_then(|ledger| ledger.migration) {
+    if let Some(of_arrival) = of_arrival(arrived).cloned() {
         (entry.clock, entry.gaps) = (of_arrival.clock, of_arrival.gaps);
         (entry.downtime_guest_ns, entry.counter_error_ppm) =
             (of_arrival.downtime_guest_ns, of_arrival.counter_error_ppm);
     }
     judge_downtime(&mut Findings::of_run(ledger), spec, &entry, &arrived.lines);
-    judge_lines(&mut Findings::of_run(ledger), spec, &mut entry, &lines);
+    let stays = ends.map(|(vm, end)| Stay { vm, lines: end.clock, due: end.due });
+    judge_lines(&mut Findings::of_run(ledger), &mut entry, &stays, &hand_overs);
     ledger.migration = Some(entry);
     Ok(())
+}
+
+/// What a VM's ledger says of how the guest came there.
+fn of_arrival(end: &Ended) -> Option<&MigrationEntry> {
+    end.ledger.as_ref().ok()?.migration.as_ref()
 }
 
 /// Whether a migration completed, with every check that was made of it.
@@ -226,23 +234,21 @@ fn judge_downtime(findings: &mut Findings<'_>, spec: &MigrateSpec, entry: &Migra
     });
 }
 
-fn policy(spec: &MigrateSpec) -> CounterPolicy {
-    match spec.parameters.get("x-counter").and_then(Value::as_str) {
-        Some("stops") => CounterPolicy::Stops,
-        _ => CounterPolicy::RunsOn,
-    }
-}
-
-/// The guest's clock lines went on as time did.
-fn judge_lines(findings: &mut Findings<'_>, spec: &MigrateSpec, entry: &mut MigrationEntry, lines: &[ClockLine]) {
-    let lost = match policy(spec) {
-        CounterPolicy::Stops => Duration::from_nanos(entry.downtime_host_ns),
-        CounterPolicy::RunsOn => Duration::ZERO,
-    };
-    let jumps = jumps(lines, lost);
-    findings.check("clock", jumps == 0, "lines that follow each other as time does", || format!("{jumps} jumps"));
+/// The guest's clock went on.
+fn judge_lines(
+    findings: &mut Findings<'_>,
+    entry: &mut MigrationEntry,
+    stays: &[Stay],
+    hand_overs: &[Option<HandOver>],
+) {
+    let jumps = jumps(stays, hand_overs);
+    findings.check("clock", jumps.is_empty(), "lines of a clock that goes on", || {
+        let told: Vec<String> = jumps.iter().take(JUMPS_TOLD).map(ToString::to_string).collect();
+        format!("{} jumps: {}", jumps.len(), told.join("; "))
+    });
     if let Some(clock) = &mut entry.clock {
-        (clock.lines, clock.jumps) = (lines.len() as u64, jumps);
+        let lines: usize = stays.iter().map(|stay| stay.lines.len()).sum();
+        (clock.lines, clock.jumps) = (lines as u64, jumps.len() as u64);
     }
 }
 

@@ -156,9 +156,26 @@ pub struct GuestClockEntry {
     /// Lines `clock N s` that the guest printed, all sides taken together; 0 where it printed none.
     #[serde(default)]
     pub lines: u64,
-    /// Lines that did not follow the one before by one second.
+    /// Of these, those that a clock which goes on does not print, and seconds that were due and are in no line.
     #[serde(default)]
     pub jumps: u64,
+    /// What the counter showed as the last vCPU left the guest at the source, by the source's clock.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub stopped: Option<CounterEntry>,
+    /// What it showed at the destination before the first vCPU entered the guest there, by the destination's clock.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub arrived: Option<CounterEntry>,
+}
+
+/// A guest's counter as a host read it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterEntry {
+    /// The counter, in ticks.
+    pub ticks: u64,
+    /// When, by the host's CLOCK_MONOTONIC, in ns.
+    pub at_ns: u64,
+    /// By how much that may be wrong, in ns.
+    pub uncertainty_ns: u64,
 }
 
 /// Digests of one memslot in the ledger.

@@ -20,6 +20,7 @@ use super::point_lines::PointLine;
 use super::{Place, Watch};
 use crate::control::types::{RunState, TidemarkStatus};
 use crate::control::{Address, Client, ClientError};
+use crate::migrate::HostTime;
 use crate::report::Ledger;
 use crate::report::ledger::LedgerError;
 
@@ -143,6 +144,8 @@ pub(in crate::verify) struct Side {
     is_kernel: bool,
     /// Of a VM on another host, whose process here is the command that reaches it.
     afar: Option<Afar>,
+    /// See [`Stay::due`](super::clock_lines::Stay::due).
+    due: Option<HostTime>,
 }
 
 /// What a VM has left behind.
@@ -158,6 +161,8 @@ pub(in crate::verify) struct Ended {
     pub(in crate::verify) guest: GuestLines,
     /// What it printed of the points at which it asked to be moved.
     pub(in crate::verify) points: Vec<PointLine>,
+    /// By when every second that was due in the clock lines had been printed; see [`Stay::due`](super::clock_lines::Stay::due).
+    pub(in crate::verify) due: Option<HostTime>,
     /// The end of its standard error.
     pub(in crate::verify) lines: Vec<String>,
 }
@@ -207,9 +212,9 @@ impl Side {
         });
         let address = Address::Unix(socket(place, name));
         let (name, ledger) = (name.to_owned(), ledger(place, name));
-        let (client, status) = (None, None);
+        let (client, status, due) = (None, None, None);
         let is_kernel = options.iter().any(|option| option == "--kernel");
-        Ok(Self { name, process, handle, printed, reader, address, ledger, client, status, is_kernel, afar })
+        Ok(Self { name, process, handle, printed, reader, address, ledger, client, status, is_kernel, afar, due })
     }
 
     /// Its name.
@@ -355,8 +360,9 @@ impl Side {
     /// As [`Self::execute`], and those of the wait.
     pub(in crate::verify) fn wait_steps(&mut self, watch: &Watch<'_>, more: u64) -> Result<(), PairError> {
         let what = format!("{more} steps of VM {}", self.name);
-        let mut goal: Option<Vec<u64>> = None;
+        let mut goal: Option<(HostTime, Vec<u64>)> = None;
         let waited = watch.until(&what, || {
+            let asked = HostTime::now();
             let state = self.state()?;
             if state.status != RunState::Running {
                 return Ok(None);
@@ -366,9 +372,13 @@ impl Side {
                 // A kernel boots, or its next line has not come.
                 return Ok(None);
             }
-            let goal = goal.get_or_insert_with(|| steps.iter().map(|step| step + more).collect());
+            let (_, goal) = goal.get_or_insert_with(|| (asked, steps.iter().map(|step| step + more).collect()));
             Ok(steps.iter().zip(goal).all(|(step, goal)| *step >= *goal).then_some(()))
         });
+        // The firmware looks at its clock between any two.
+        if waited.is_ok() && more >= 2 && !self.is_kernel {
+            self.due = goal.map(|(asked, _)| asked);
+        }
         match waited {
             Err(PairError::TimedOut { what, waited, .. }) => {
                 Err(PairError::TimedOut { what, waited, found: self.standing() })
@@ -485,7 +495,7 @@ impl Side {
         let (clock, points) = (std::mem::take(&mut printed.clock), std::mem::take(&mut printed.points));
         let guest = printed.guest.clone();
         drop(printed);
-        Ok(Ended { status, ledger, clock, guest, points, lines: self.lines() })
+        Ok(Ended { status, ledger, clock, guest, points, due: self.due, lines: self.lines() })
     }
 
     fn join_reader(&mut self) {
@@ -549,7 +559,7 @@ fn keep_lines(stderr: impl Read, printed: &Mutex<Printed>) {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
-        let seen = Instant::now();
+        let seen = HostTime::now();
         let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
         let mut printed = lock(printed);
         printed.guest.note(&line);
@@ -581,7 +591,7 @@ mod tests {
         let printed = Mutex::default();
         let mut text = String::new();
         for n in 0..1000 {
-            text.push_str(&format!("line {n}\nguest: clock {n} s, counter 1\n"));
+            text.push_str(&format!("line {n}\nguest: clock {n} s, counter 1 (line {n})\n"));
         }
         keep_lines(text.as_bytes(), &printed);
         let printed = printed.into_inner().unwrap();
