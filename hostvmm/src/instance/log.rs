@@ -51,13 +51,17 @@ impl SharedLog {
         self.clean.clone()
     }
 
-    /// `user` sees every write from now on.
+    /// `user` sees every write from now on. On an error it is no user, and the log runs only if it did before.
     pub(super) fn start(&self, user: LogUser) -> Result<(), BackendError> {
         let mut users = self.lock();
         if users.is_empty() {
             self.vm.start_dirty_log(&SlotId::ALL)?;
-            if self.initially_all_set {
-                self.fetch(&mut users)?;
+            if self.initially_all_set
+                && let Err(error) = self.fetch(&mut users)
+            {
+                // Nobody is left who would stop it. Why it could not be used says more than a stop that fails as well.
+                let _ = self.vm.stop_dirty_log();
+                return Err(error);
             }
         } else {
             self.fetch(&mut users)?;
@@ -140,5 +144,105 @@ impl SharedLog {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<LogUser, Pages>> {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use abi::{GuestRange, map};
+
+    use super::*;
+    use crate::backend::{Accelerator, GicState, PlantedFault, Vcpu, Vm};
+
+    const PAGE: u64 = 4096;
+
+    /// A log of which the first harvest is every page, and whose harvests fail on command.
+    #[derive(Default)]
+    struct Failing {
+        runs: AtomicBool,
+        fails: AtomicBool,
+    }
+
+    fn refused() -> BackendError {
+        BackendError::DirtyLog { accelerator: Accelerator::Emulator, reason: "planted".to_owned() }
+    }
+
+    impl Vm for Failing {
+        fn accelerator(&self) -> Accelerator {
+            Accelerator::Emulator
+        }
+        fn take_vcpu(&self, _: usize) -> Option<Box<dyn Vcpu>> {
+            None
+        }
+        fn kick(&self, _: usize) {}
+        fn set_irq_line(&self, _: u32, _: bool) {}
+        fn save_gic(&self) -> Result<GicState, BackendError> {
+            unreachable!("a log saves nothing")
+        }
+        fn restore_gic(&self, _: &GicState) -> Result<(), BackendError> {
+            unreachable!("a log restores nothing")
+        }
+        fn mark_dirty(&self, _: GuestRange) {}
+        fn log_page_bytes(&self) -> u64 {
+            PAGE
+        }
+        fn start_dirty_log(&self, _: &[SlotId]) -> Result<(), BackendError> {
+            if self.runs.swap(true, Ordering::SeqCst) { Err(refused()) } else { Ok(()) }
+        }
+        fn stop_dirty_log(&self) -> Result<(), BackendError> {
+            if self.runs.swap(false, Ordering::SeqCst) { Ok(()) } else { Err(refused()) }
+        }
+        fn harvest_dirty(&self, _: SlotId, bitmap: &mut [u64]) -> Result<(), BackendError> {
+            if self.fails.load(Ordering::SeqCst) {
+                return Err(refused());
+            }
+            bitmap.fill(0);
+            Ok(())
+        }
+        fn plant(&self, _: PlantedFault) -> Result<(), BackendError> {
+            unreachable!("nobody plants faults here")
+        }
+        fn now_ticks(&self) -> u64 {
+            0
+        }
+        fn ticks_per_second(&self) -> u64 {
+            1
+        }
+        fn warp_to_next_deadline(&self) -> Result<bool, BackendError> {
+            Ok(false)
+        }
+    }
+
+    fn shared(vm: &Arc<Failing>) -> SharedLog {
+        let range = |start| GuestRange::new(start, 16 * PAGE).unwrap();
+        let memory = GuestMemory::new(range(map::RAM_BASE), range(map::REGION_BASE), None).unwrap();
+        SharedLog::new(Arc::<Failing>::clone(vm), &memory, true, false)
+    }
+
+    #[test]
+    fn a_log_whose_first_harvest_fails_is_off_and_can_be_started_again() {
+        let vm = Arc::new(Failing::default());
+        let log = shared(&vm);
+        vm.fails.store(true, Ordering::SeqCst);
+        log.start(LogUser::Migration).unwrap_err();
+        assert!(!vm.runs.load(Ordering::SeqCst) && !log.is_running());
+        vm.fails.store(false, Ordering::SeqCst);
+        log.start(LogUser::Migration).unwrap();
+        assert!(vm.runs.load(Ordering::SeqCst) && log.is_running());
+    }
+
+    #[test]
+    fn a_user_that_cannot_begin_leaves_the_log_to_those_before() {
+        let vm = Arc::new(Failing::default());
+        let log = shared(&vm);
+        log.start(LogUser::History).unwrap();
+        vm.fails.store(true, Ordering::SeqCst);
+        log.start(LogUser::Migration).unwrap_err();
+        assert!(vm.runs.load(Ordering::SeqCst) && log.is_running());
+        log.stop(LogUser::History).unwrap();
+        assert!(!vm.runs.load(Ordering::SeqCst));
     }
 }
