@@ -200,6 +200,17 @@ fn options_that_no_migration_has_are_usage_errors() {
     refuse(&["verify", "migrate", "--hops", "3"], "--hops");
     refuse(&["verify", "chain", "--hops", "0"], "hops");
     refuse(&["verify", "passes", "--pairs", "2"], "--pairs");
+    refuse(&["verify", "passes", "--downtime-limit", "20"], "--downtime-limit");
+    refuse(&["verify", "migrate", "--passes", "3"], "--passes");
+    refuse(&["verify", "migrate", "--originals", "--region-size", "16M"], "--region-size");
+    refuse(&["verify", "chain", "--self-check", "every"], "--self-check");
+    refuse(&["verify", "cancel", "--settle-ms", "5"], "--settle-ms");
+    refuse(&["verify", "cancel", "--kills", "some", "--uri", "fd"], "fd");
+    refuse(&["verify", "cross", "--skew", "all", "--cpu", "baseline"], "--cpu");
+    refuse(&["verify", "colo", "--postcopy"], "--postcopy");
+    refuse(&["verify", "colo", "--kills", "some", "--failover", "primary"], "--failover");
+    refuse(&["verify", "colo", "--kills", "some", "--settle-ms", "5"], "--settle-ms");
+    refuse(&["verify", "cpu", "--vcpus", "2"], "--vcpus");
     refuse(&["verify", "cancel", "--at", "soon"], "soon");
     refuse(&["verify", "cancel", "--kills", "source-setup=burn"], "burn");
     refuse(&["verify", "migrate", "--clock", "icount"], "icount");

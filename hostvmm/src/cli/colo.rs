@@ -36,7 +36,14 @@ pub(super) fn run(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger, En
     let checkpoints = options.checkpoints.unwrap_or(CHECKPOINTS);
     let interval = options.interval.unwrap_or(INTERVAL_MS);
     let failover = options.failover.unwrap_or(Failover::None);
-    pair.flags += &format!(" --checkpoints {checkpoints} --interval {interval} --failover {failover}");
+    pair.flags += &format!(" --interval {interval}");
+    if kills.is_empty() {
+        pair.flags += &format!(" --checkpoints {checkpoints} --failover {failover}");
+    } else if args.migration.settle_ms.is_some() {
+        return Err(Ending::usage(
+            "--settle-ms: a pair that is broken on purpose runs until that, and as long after".to_owned(),
+        ));
+    }
     pair.parameters.insert("x-checkpoint-delay".to_owned(), json!(interval));
     let spec = ColoSpec { pair, checkpoints, failover, omission: options.plant_colo_fault };
     if kills.is_empty() {

@@ -73,6 +73,12 @@ pub(super) fn cancel(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger,
             spec.way
         )));
     }
+    if !kills.is_empty() && !matches!(spec.way, Way::Unix | Way::Tcp) {
+        return Err(Ending::usage(format!(
+            "--uri {}: a side that was cut off calls again, with --kills write --uri unix or --uri tcp",
+            spec.way
+        )));
+    }
     if kills.is_empty() {
         let progress = Progress::new("cancelled migrations", moments.len() as u64);
         verify::run_cancel(&spec, &moments, interrupt, &progress).map_err(super::ending)

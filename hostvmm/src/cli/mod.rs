@@ -30,7 +30,8 @@ use std::sync::Arc;
 
 use abi::packet::GuestOutput;
 use abi::{Arch, Granule, Tables, VaBits};
-use clap::{CommandFactory, Parser};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use workload::{Geometry, Pattern, Workload};
@@ -47,14 +48,15 @@ use crate::verify::{self, Axes, Interrupt, RunError, Spec};
 
 /// Parses the process's arguments, runs the command, and reports.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches().and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => return usage(&error),
     };
     let result = match cli.command {
         Command::Probe(args) => crate::probe::run(args.json.as_deref()).map_err(Ending::input),
         Command::Run(args) => run(&args),
-        Command::Verify(args) => verify(&args),
+        Command::Verify(args) => verify(&args, matches.subcommand_matches("verify")),
         Command::Replicate(args) => replicate::run(&args),
         Command::Report(args) => show(&args),
         Command::Migrate(args) => remote::migrate(&args),
@@ -152,9 +154,14 @@ fn dump_devicetree(args: &RunArgs, path: &std::path::Path) -> Result<Verdict, En
     Ok(Verdict::Pass)
 }
 
-fn verify(args: &VerifyArgs) -> Result<Verdict, Ending> {
+fn verify(args: &VerifyArgs, given: Option<&ArgMatches>) -> Result<Verdict, Ending> {
     let interrupt = interrupt_on_signals()?;
     let common = &args.common;
+    let is_given = |option: &&str| given.and_then(|given| given.value_source(option)) == Some(ValueSource::CommandLine);
+    if let Some(stray) = args.scenario.unused_options().iter().copied().find(is_given) {
+        let option = stray.replace('_', "-");
+        return Err(Ending::usage(format!("--{option} is no option of this scenario; see `hostvmm verify --help`")));
+    }
     if args.scenario != Scenario::Cpu && !args.cpu.is_empty() {
         return Err(Ending::usage("--count, --block and --group are options of verify cpu".to_owned()));
     }

@@ -23,7 +23,7 @@ pub(crate) struct MigrationArgs {
     #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
     pub(crate) pairs: Option<u64>,
     /// Of verify migrate: the original ARMv7 test's three workloads, one after the other.
-    #[arg(long, conflicts_with_all = ["workload", "pairs"])]
+    #[arg(long, conflicts_with_all = ["workload", "region_size", "pairs"])]
     pub(crate) originals: bool,
     /// Of verify chain: how often the guest moves on [default: 10].
     #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
@@ -38,7 +38,8 @@ pub(crate) struct MigrationArgs {
     /// Verify the guest where it has arrived, before it runs on.
     #[arg(long)]
     pub(crate) verify_guest: bool,
-    /// How long the guest runs before its migration and after it [default: 1200 in verify migrate].
+    /// Of verify migrate, chain, cross and colo: how long the guest runs before its migration and after it [default: 1200 in verify
+    /// migrate].
     #[arg(long, allow_negative_numbers = true, value_name = "MS", value_parser = milliseconds)]
     pub(crate) settle_ms: Option<Duration>,
     /// How long anything is waited for [default: 120000].
@@ -60,7 +61,7 @@ impl MigrationArgs {
             ("--at", !self.at.is_empty(), is(&[Scenario::Cancel])),
             ("--kills", !self.kills.is_empty(), is(&[Scenario::Cancel, Scenario::Colo])),
             ("--verify-guest", self.verify_guest, any),
-            ("--settle-ms", self.settle_ms.is_some(), any || pair),
+            ("--settle-ms", self.settle_ms.is_some(), scenario != Scenario::Cancel && (any || pair)),
             ("--patience-ms", self.patience_ms.is_some(), any || pair),
         ];
         stray.into_iter().find(|(_, given, fits)| *given && !fits).map(|(name, ..)| name)
@@ -90,16 +91,16 @@ impl MigrationArgs {
 #[command(next_help_heading = "Options of verify colo (--uri, --kills and --patience-ms as well)")]
 pub(crate) struct ColoArgs {
     /// Checkpoints before the pair ends [default: 20].
-    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    #[arg(long, conflicts_with = "kills", allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub(crate) checkpoints: Option<u64>,
     /// Milliseconds from one checkpoint to the next at the latest [default: 20].
     #[arg(long, allow_negative_numbers = true, value_name = "MS", value_parser = clap::value_parser!(u64).range(0..=3_600_000))]
     pub(crate) interval: Option<u64>,
     /// Which side is killed in the end: primary, secondary, or none, where the secondary is told to leave [default: none].
-    #[arg(long, value_name = "SIDE", value_parser = failover)]
+    #[arg(long, value_name = "SIDE", conflicts_with = "kills", value_parser = failover)]
     pub(crate) failover: Option<Failover>,
     /// Plant a lie about dirty pages at the side that can tell it, as omit-primary@3: it must be found.
-    #[arg(long, value_name = "OMISSION@CHECKPOINT", hide = true)]
+    #[arg(long, value_name = "OMISSION@CHECKPOINT", conflicts_with = "kills", hide = true)]
     pub(crate) plant_colo_fault: Option<PlantedOmission>,
 }
 
@@ -134,7 +135,7 @@ pub(crate) struct CrossArgs {
     pub(crate) moves: Option<u64>,
     /// Move between emulators of which one lists other registers than it has: added, added-zero, missing, missing-in-use, renamed,
     /// constant-different, affinity-different, feature-more, view-alone, masked-bit, reserved-bit, or all.
-    #[arg(long, value_name = "SKEW|all", conflicts_with_all = ["from", "to", "to_via", "moves"])]
+    #[arg(long, value_name = "SKEW|all", conflicts_with_all = ["from", "to", "to_via", "moves", "cpu", "missing_features", "settle_ms"])]
     pub(crate) skew: Option<String>,
     /// Move the guest at points where it asks for it, as of `run`, once at each, and compare every register that it reads before and after.
     #[arg(long, value_name = "LIST|all", conflicts_with_all = ["moves", "skew"])]
@@ -179,6 +180,49 @@ impl CpuArgs {
     }
 }
 
+/// Options of [`CommonArgs`](super::common::CommonArgs), by their ids, that only passes have.
+const OF_PASSES: [&str; 4] = ["passes", "steps_per_pass", "interval_ms", "self_check"];
+/// Those that only machines have, which `verify cpu` makes by itself, and those of passes.
+const OF_MACHINES: [&str; 26] = [
+    "firmware",
+    "dirty_log",
+    "tables",
+    "granule",
+    "va_bits",
+    "vcpus",
+    "heartbeat",
+    "clock_line",
+    "guest_output",
+    "ram",
+    "region_base",
+    "region_size",
+    "workload",
+    "passes",
+    "steps_per_pass",
+    "mode",
+    "interval_ms",
+    "clock",
+    "host_page",
+    "region_map",
+    "hypercall",
+    "self_check",
+    "backing",
+    "eager_split",
+    "share",
+    "dest",
+];
+/// Options of [`TuningArgs`](super::tuning::TuningArgs), by their ids.
+const OF_MIGRATIONS: [&str; 8] = [
+    "downtime_limit",
+    "max_bandwidth",
+    "multifd_channels",
+    "compress",
+    "auto_converge",
+    "postcopy",
+    "digest",
+    "counter",
+];
+
 /// Scenarios of `verify`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Scenario {
@@ -209,7 +253,39 @@ pub(crate) enum Scenario {
     Colo,
 }
 
+impl Scenario {
+    /// Ids of options that every scenario is given, and that this one has no use for.
+    pub(crate) fn unused_options(self) -> Vec<&'static str> {
+        match self {
+            Self::Passes | Self::Matrix | Self::Faults | Self::Hugepages => OF_MIGRATIONS.to_vec(),
+            Self::Cpu => [&OF_MACHINES[..], &OF_MIGRATIONS].concat(),
+            Self::Migrate | Self::Cancel | Self::Chain | Self::Cross => OF_PASSES.to_vec(),
+            Self::Colo => [&OF_PASSES[..], &OF_MIGRATIONS].concat(),
+        }
+    }
+}
+
 fn group(text: &str) -> Result<Group, String> {
     Group::by_name(text)
         .ok_or_else(|| format!("there is no group {text:?}; there are {}", Group::ALL.map(Group::name).join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::super::args::Cli;
+    use super::*;
+
+    #[test]
+    fn options_that_scenarios_do_not_use_are_there() {
+        let command = Cli::command();
+        let verify = command.find_subcommand("verify").unwrap();
+        let ids: Vec<&str> = verify.get_arguments().map(|argument| argument.get_id().as_str()).collect();
+        for scenario in Scenario::value_variants() {
+            for unused in scenario.unused_options() {
+                assert!(ids.contains(&unused), "{scenario:?}: {unused}");
+            }
+        }
+    }
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::Interrupt;
 use super::migrate::{conclude, judge_end};
 use super::pair::crossing::{Crossing, PLANT, has_ended};
-use super::pair::{Blocks, Findings, MigrateSpec, PairError, Place, Side, Watch, Way};
+use super::pair::{Blocks, Findings, MigrateSpec, PairError, Place, Side, Watch};
 use super::passes::RunError;
 use crate::control::types::RunState;
 use crate::migrate::{Action, Boundary, FaultPlan};
@@ -285,7 +285,7 @@ fn wait_rebuilt(watch: &Watch<'_>, blocks: &Blocks, source: &Side, cancel: &mut 
 
 /// A migration that nobody calls off, and the guest's verification.
 fn succeed(crossing: &Crossing<'_>, mut source: Side, number: usize, ledger: &mut Ledger) -> Result<(), PairError> {
-    let ends = crossing.place.ends(&Way::Unix, number).map_err(PairError::Place)?;
+    let ends = crossing.place.ends(&crossing.spec.way, number).map_err(PairError::Place)?;
     let mut last = crossing.incoming("Z", &ends.destination, &[])?;
     if source.migration()?["status"] == "cancelled" {
         // It may stop at its boundary once more, before it can say that it has begun.

@@ -73,6 +73,7 @@ fn drive(
     for hop in 1..=hops {
         let Some((ends, waiting)) = next.take() else { break };
         source.wait_steps(&watch, STEPS)?;
+        watch.pass(spec.settle)?;
         crossing.begin(&mut source, &ends.source)?;
         // The next one starts while this migration is under way.
         next = if hop < hops { Some(prepare(hop + 1)?) } else { None };

@@ -19,7 +19,7 @@ use serde_json::json;
 use super::Interrupt;
 use super::migrate::{conclude, judge_end};
 use super::pair::crossing::{Crossing, PLANT, has_ended};
-use super::pair::{Findings, MigrateSpec, PairError, Place, Side, Watch, Way};
+use super::pair::{Findings, MigrateSpec, PairError, Place, Side, Watch};
 use super::passes::RunError;
 use super::side_by_side::side_by_side;
 use crate::migrate::{Action, Boundary, FaultPlan};
@@ -139,7 +139,7 @@ fn drive(
         }
         options
     };
-    let ends = place.ends(&Way::Unix, 1).map_err(PairError::Place)?;
+    let ends = place.ends(&spec.way, 1).map_err(PairError::Place)?;
     let mut source = crossing.first("A", &options(true))?;
     let mut destination = crossing.incoming("B", &ends.destination, &options(false))?;
     source.wait_steps(&watch, STEPS)?;
