@@ -183,8 +183,11 @@ impl CpuArgs {
 /// Options of [`CommonArgs`](super::common::CommonArgs), by their ids, that only passes have.
 const OF_PASSES: [&str; 4] = ["passes", "steps_per_pass", "interval_ms", "self_check"];
 /// Those that only machines have, which `verify cpu` makes by itself, and those of passes.
-const OF_MACHINES: [&str; 26] = [
+const OF_MACHINES: [&str; 29] = [
     "firmware",
+    "kernel",
+    "initrd",
+    "append",
     "dirty_log",
     "tables",
     "granule",
