@@ -94,9 +94,27 @@ fn a_host_that_cannot_be_reached_is_named() {
 }
 
 #[test]
+fn a_register_that_only_the_guest_sees_change_is_found() {
+    let Some(firmware) = firmware_or_skip() else { return };
+    let firmware = firmware.to_str().unwrap();
+    let base = ["verify", "cross", "--firmware", firmware, "--from", "emulator", "--to", "emulator"];
+    let planted = ["--points", "handler,exclusives", "--plant-unfaithful"];
+    let run = run(base.into_iter().chain(SMALL).chain(planted), true);
+    run.expect_status(1);
+    for (point, change) in [("handler", "0x0 before, 0x5eed after"), ("exclusives", "0x5eed before, 0x0 after")] {
+        let words = format!("found {point}: TPIDRRO_EL0: {change}");
+        assert!(run.stdout.contains(&words), "{words}: {}", run.stdout);
+    }
+    // What its lists say holds, and its memory is the plan's.
+    assert_eq!(run.stdout.matches("MISMATCH").count(), 2, "{}", run.stdout);
+}
+
+#[test]
 fn options_that_cannot_be_meant_are_refused() {
     for (options, word) in [
         (&["--skew", "sideways"][..], "view-alone"),
+        (&["--skew", "unfaithful"], "--points"),
+        (&["--plant-unfaithful"], "--points"),
         (&["--skew", "all", "--moves", "2"], "--moves"),
         (&["--points", "handler", "--moves", "2"], "--moves"),
         (&["--points", "nowhere"], "table-switch"),

@@ -1,4 +1,5 @@
-//! A vCPU that lists other registers than its accelerator does: [`Skewed`], by a [`Skew`]. The guest sees no difference.
+//! A vCPU that lists other registers than its accelerator does: [`Skewed`], by a [`Skew`]. The guest sees no difference, but for the one
+//! that is planted for guests to find.
 //!
 //! Another kernel's or accelerator's list differs in ways that one host does not have: this has them on any host, so that every rule of
 //! [`crate::cpustate`] is followed by real vCPUs in real migrations (`verify cross --skew`). Neighbours: [`crate::vcpus`] wraps the vCPUs
@@ -24,6 +25,9 @@ const CSSELR_EL1: u64 = 0x6030_0000_0013_d000;
 const ID_AA64ISAR0_EL1: u64 = 0x6030_0000_0013_c030;
 /// ID_ISAR5_EL1, whose bits 7:4 are FEAT_AES of AArch32.
 const ID_ISAR5_EL1: u64 = 0x6030_0000_0013_c015;
+
+/// The bits in which a register is not what its list shows.
+const UNFAITHFUL: u128 = 0x5eed;
 
 /// In what the list differs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -51,10 +55,12 @@ pub enum Skew {
     ReservedBit,
     /// A bit that a mask leaves to each side: CSSELR_EL1 with bit 31 set, on `Missing`'s list.
     MaskedBit,
+    /// A register that is not what its list shows, and was set to: TPIDRRO_EL0. Only a guest that reads it can tell.
+    Unfaithful,
 }
 
 impl Skew {
-    /// All of them, with the names that the command line has.
+    /// All that no guest sees, with the names that the command line has.
     pub const ALL: [(Self, &'static str); 11] = [
         (Self::Added, "added"),
         (Self::AddedZero, "added-zero"),
@@ -69,9 +75,13 @@ impl Skew {
         (Self::MaskedBit, "masked-bit"),
     ];
 
+    /// A fault for guests to find.
+    const PLANTED: (Self, &'static str) = (Self::Unfaithful, "unfaithful");
+
     /// Its name.
     pub fn name(self) -> &'static str {
-        Self::ALL.into_iter().find(|(skew, _)| *skew == self).map_or("", |(_, name)| name)
+        let mut all = Self::ALL.into_iter().chain([Self::PLANTED]);
+        all.find(|(skew, _)| *skew == self).map_or("", |(_, name)| name)
     }
 
     const fn hides(self, id: u64) -> bool {
@@ -101,6 +111,15 @@ impl Skew {
             (Self::FeatureMore, ID_ISAR5_EL1) => value | 1 << 4,
             (Self::ReservedBit, SCTLR_EL1) => value | 1 << 63,
             (Self::MaskedBit, CSSELR_EL1) => value | 1 << 31,
+            (Self::Unfaithful, TPIDRRO_EL0) => value ^ UNFAITHFUL,
+            _ => value,
+        }
+    }
+
+    /// What the vCPU gets where `id` is set to `value`.
+    const fn set(self, id: u64, value: u128) -> u128 {
+        match (self, id) {
+            (Self::Unfaithful, TPIDRRO_EL0) => value ^ UNFAITHFUL,
             _ => value,
         }
     }
@@ -117,7 +136,7 @@ impl FromStr for Skew {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let names = Self::ALL.map(|(_, name)| name).join(", ");
-        let found = Self::ALL.into_iter().find(|(_, name)| *name == text);
+        let found = Self::ALL.into_iter().chain([Self::PLANTED]).find(|(_, name)| *name == text);
         found.map(|(skew, _)| skew).ok_or_else(|| format!("there is no skew {text:?}; there are {names}"))
     }
 }
@@ -181,7 +200,7 @@ impl Vcpu for Skewed {
 
     fn set_reg(&mut self, register: u64, value: u128) -> Result<(), BackendError> {
         match self.own(register) {
-            Some(own) => self.vcpu.set_reg(own, value),
+            Some(own) => self.vcpu.set_reg(own, self.skew.set(register, value)),
             None => {
                 self.added = value;
                 Ok(())
@@ -242,6 +261,15 @@ mod tests {
             list.iter().for_each(|id| assert!(vcpu.get_reg(*id).is_ok(), "{name} {id:#x}"));
         }
         assert!("sideways".parse::<Skew>().is_err());
+    }
+
+    #[test]
+    fn an_unfaithful_register_shows_what_it_was_set_to_and_is_something_else() {
+        let mut vcpu = skewed("unfaithful".parse().unwrap());
+        vcpu.set_reg(TPIDRRO_EL0, 7).unwrap();
+        assert_eq!(vcpu.get_reg(TPIDRRO_EL0).unwrap(), 7);
+        assert_eq!(vcpu.vcpu.get_reg(TPIDRRO_EL0).unwrap(), 7 ^ UNFAITHFUL);
+        assert_eq!(Skew::Unfaithful.to_string(), "unfaithful");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::ending::Ending;
 use super::migrations;
 use super::points::PointsArg;
 use super::registers::{CpuArg, MissingArg};
+use crate::backend::Skew;
 use crate::machine::Heartbeat;
 use crate::report::{Ledger, Progress};
 use crate::verify::{self, CrossSpec, Interrupt, MigrateSpec, Way};
@@ -59,6 +60,10 @@ pub(super) fn run(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger, En
     if let Some(via) = &options.to_via {
         spec.from.flags += &format!(" --to-via '{via}'");
     }
+    if options.plant_unfaithful {
+        spec.to.options.extend(["--skew-registers", Skew::Unfaithful.name()].map(str::to_owned));
+        spec.from.flags += " --plant-unfaithful";
+    }
     if options.missing_features == MissingArg::Name {
         spec.from.flags += " --missing-features name";
     }
@@ -66,6 +71,9 @@ pub(super) fn run(args: &VerifyArgs, interrupt: &Interrupt) -> Result<Ledger, En
         spec.from.flags += " --cpu baseline";
     }
     if let Some(skew) = skew {
+        if verify::skew_count(skew) == 0 {
+            return Err(Ending::usage("--skew: a guest must read its registers to find that; see --points".to_owned()));
+        }
         let progress = Progress::new("moves", verify::skew_count(skew));
         return verify::run_skews(&spec, skew, interrupt, &progress).map_err(super::ending);
     }

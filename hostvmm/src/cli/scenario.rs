@@ -140,6 +140,9 @@ pub(crate) struct CrossArgs {
     /// Move the guest at points where it asks for it, as of `run`, once at each, and compare every register that it reads before and after.
     #[arg(long, value_name = "LIST|all", conflicts_with_all = ["moves", "skew"])]
     pub(crate) points: Option<PointsArg>,
+    /// Have --to list a register that is not what the guest reads.
+    #[arg(long, requires = "points", hide = true)]
+    pub(crate) plant_unfaithful: bool,
     /// What of the CPU the guest is shown, as of `run`.
     #[arg(long, value_enum, value_name = "MODEL", default_value_t = CpuArg::Host, hide_default_value = true)]
     pub(crate) cpu: CpuArg,
@@ -151,9 +154,9 @@ pub(crate) struct CrossArgs {
 impl CrossArgs {
     /// Whether none is given.
     pub(crate) fn is_empty(&self) -> bool {
-        let Self { from, to, to_via, moves, skew, points, missing_features, cpu } = self;
+        let Self { from, to, to_via, moves, skew, points, plant_unfaithful, missing_features, cpu } = self;
         let given = [from.is_some(), to.is_some(), to_via.is_some(), moves.is_some(), skew.is_some(), points.is_some()];
-        given == [false; 6] && *missing_features == MissingArg::Refuse && *cpu == CpuArg::Host
+        given == [false; 6] && !plant_unfaithful && *missing_features == MissingArg::Refuse && *cpu == CpuArg::Host
     }
 }
 
