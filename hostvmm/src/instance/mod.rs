@@ -6,6 +6,7 @@
 //!
 //! - [`control`]: run states, and who may change them; [`commands`]: what a client of the control socket can ask for;
 //! - [`vm`]: the instance as a migration sees it; [`sections`]: what moves beside memory; [`log`]: one dirty log for several users;
+//!   [`migrations`]: one at a time, and who is told of them;
 //! - [`colo`]: the instance in a COLO pair;
 //! - [`heartbeat`]: what the guest itself noticed of its move; [`rate`]: `calc-dirty-rate`.
 //!
@@ -19,6 +20,7 @@ mod commands;
 mod control;
 mod heartbeat;
 mod log;
+mod migrations;
 mod rate;
 mod sections;
 mod verify;
@@ -27,7 +29,7 @@ mod vm;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,6 +42,7 @@ use self::commands::Remote;
 use self::control::{Order, RunControl};
 use self::heartbeat::GapWatch;
 use self::log::{LogUser, SharedLog};
+use self::migrations::{Migrations, watched};
 use self::rate::DirtyRate;
 use self::sections::Luggage;
 use crate::backend::Accelerator;
@@ -52,7 +55,7 @@ use crate::machine::state::CounterState;
 use crate::machine::{BuildError, CpuModel, Image, LoadError, Machine, other_side};
 use crate::migrate::file::is_loaded;
 use crate::migrate::transport::{TransportError, Uri};
-use crate::migrate::{Change, FaultPlan, Monitor, Parameters, Phase};
+use crate::migrate::{FaultPlan, Monitor, Parameters, Phase};
 use crate::pass::GuestError;
 use crate::report::ledger::{ColoEntry, MigrationEntry};
 use crate::report::{Ledger, Progress, Verdict};
@@ -161,59 +164,6 @@ struct Agenda {
     verified: Option<Verification>,
     /// What was found wrong with a migration after the guest ran at its destination.
     complaint: Option<String>,
-}
-
-/// Which migrations there are.
-#[derive(Debug, Default)]
-struct Migrations {
-    count: Mutex<Count>,
-    changed: Condvar,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Count {
-    /// How many have begun.
-    begun: u64,
-    /// Whether a thread is at one. It may be after the guest has moved: the sides take leave.
-    busy: bool,
-}
-
-impl Migrations {
-    fn is_busy(&self) -> bool {
-        lock(&self.count).busy
-    }
-
-    /// Lets a thread begin, unless another is at a migration, for whose last words `patience` is had. Returns how many have
-    /// begun before.
-    fn enter(&self, patience: Duration) -> Option<u64> {
-        let count = lock(&self.count);
-        let wait = self.changed.wait_timeout_while(count, patience, |count| count.busy);
-        let (mut count, _) = wait.unwrap_or_else(PoisonError::into_inner);
-        (!std::mem::replace(&mut count.busy, true)).then_some(count.begun)
-    }
-
-    fn begin(&self) {
-        lock(&self.count).begun += 1;
-        self.changed.notify_all();
-    }
-
-    fn leave(&self) {
-        lock(&self.count).busy = false;
-        self.changed.notify_all();
-    }
-
-    /// Waits until no thread is at a migration.
-    fn wait_idle(&self, patience: Duration) {
-        let wait = self.changed.wait_timeout_while(lock(&self.count), patience, |count| count.busy);
-        drop(wait.unwrap_or_else(PoisonError::into_inner));
-    }
-
-    /// Waits until one more than `before` has begun, or has ended before it began.
-    fn wait_begun(&self, before: u64) {
-        let count = lock(&self.count);
-        let wait = self.changed.wait_while(count, |count| count.busy && count.begun == before);
-        drop(wait.unwrap_or_else(PoisonError::into_inner));
-    }
 }
 
 /// A VM with its guest, or without one yet.
@@ -642,22 +592,6 @@ fn hide_features(machine: &Machine, vcpus: &Vcpus) -> Result<(), VcpusError> {
 fn constants(machine: &Machine, vcpus: &Vcpus) -> Result<Vec<(u64, u128)>, VcpusError> {
     let registers = vcpus.registers()?.into_iter().next().unwrap_or_default();
     Ok(cpustate::constants(&registers, machine.config().tables.arch()))
-}
-
-/// A monitor that tells clients who asked for it of each phase and pass, and `migrations` of each begin.
-fn watched(events: &Events, asked: &Arc<AtomicBool>, migrations: &Arc<Migrations>) -> Monitor {
-    let (events, asked, migrations) = (events.clone(), Arc::clone(asked), Arc::clone(migrations));
-    Monitor::new().watched(move |change| {
-        if change == Change::Phase(Phase::Setup) {
-            migrations.begin();
-        }
-        if asked.load(Ordering::SeqCst) {
-            match change {
-                Change::Phase(phase) => events.emit("MIGRATION", Some(json!({ "status": phase.name() }))),
-                Change::Pass(pass) => events.emit("MIGRATION_PASS", Some(json!({ "pass": pass }))),
-            }
-        }
-    })
 }
 
 /// Prints a line to standard error.
