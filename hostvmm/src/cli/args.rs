@@ -66,7 +66,7 @@ pub(crate) enum Command {
     /// Run a scenario and check everything in it.
     #[command(after_help = "Examples:\n  hostvmm verify passes --granule 64k --va-bits 42 --workload mixed --vcpus 4 \
         --json ledger.json\n  hostvmm verify passes --arch armv7 --tables lpae --workload mixed\n  hostvmm verify matrix --format \
-        ktap\n  hostvmm verify hugepages --backing hugetlb:2M --region-size 32M --vcpus 4\n  hostvmm verify cpu --count 4000 --seed 7\n  \
+        ktap\n  hostvmm verify faults --seed 3\n  hostvmm verify hugepages --backing hugetlb:2M --region-size 32M --vcpus 4\n  hostvmm verify cpu --count 4000 --seed 7\n  \
         hostvmm verify migrate --workload dirtyram:pages=409600,step=2048,sleep_ms=50 --region-size 1600M --ram 64M\n  hostvmm verify \
         cancel --kills some\n  hostvmm verify chain --hops 100\n  hostvmm verify cross --from kvm --to emulator --moves 10\n  hostvmm verify \
         cross --skew all\n  hostvmm verify colo --checkpoints 100 --failover primary")]

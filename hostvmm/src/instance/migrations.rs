@@ -1,6 +1,6 @@
 //! Which migrations an instance has: one at a time, counted ([`Migrations`]), and told to whoever asked for it ([`watched`]).
 //!
-//! Neighbours: [`super::vm`] begins and ends them, [`super::colo`] waits for them as pairs begin.
+//! Neighbours: [`super::vm`] and [`super::colo`], whose threads begin and end them; a pair counts as one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
