@@ -9,7 +9,7 @@
 //! It prints two lines a second, for docs/linux-guest.md:
 //!
 //! ```text
-//! clock 3 s, counter 3000104000
+//! clock 3 s, counter 3000104000 (line 3)
 //! dirtyram: 1200 steps, 76800 pages written, 2 times all compared, 0 wrong
 //! ```
 
@@ -193,9 +193,10 @@ fn watch(counts: &Arc<Counts>, parameters: Parameters) -> String {
             return format!("cannot start a thread: {error}");
         }
     }
+    let mut line = 0_u64;
     loop {
         let elapsed = started.elapsed();
-        counts.say(&format!("clock {} s, counter {}", elapsed.as_secs(), elapsed.as_nanos()));
+        counts.say(&format!("clock {} s, counter {} (line {line})", elapsed.as_secs(), elapsed.as_nanos()));
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let (steps, written) = (of(&counts.steps), of(&counts.written));
         let (compared, wrong) = (of(&counts.compared), of(&counts.wrong));
@@ -208,6 +209,7 @@ fn watch(counts: &Arc<Counts>, parameters: Parameters) -> String {
         // Seconds in which the guest stood still are left out.
         let next = Duration::from_secs(elapsed.as_secs() + 1);
         thread::sleep(next.saturating_sub(started.elapsed()));
+        line += 1;
     }
 }
 
