@@ -36,8 +36,6 @@ mod translate;
 #[cfg(test)]
 mod translate_tests;
 
-use std::collections::BTreeSet;
-
 use abi::Arch;
 
 pub use self::features::{Baseline, Lack};
@@ -106,8 +104,9 @@ fn check(registers: &[(u64, u128)], side: Side) -> Vec<Reason> {
     if registers.len() > MAX_REGISTERS {
         return vec![Reason::TooMany { side, count: registers.len() }];
     }
-    let mut seen = BTreeSet::new();
-    let twice = registers.iter().filter(|(id, _)| !seen.insert(*id)).map(|(id, _)| Reason::Twice { side, id: *id });
+    let mut ids: Vec<u64> = registers.iter().map(|(id, _)| *id).collect();
+    ids.sort_unstable();
+    let twice = ids.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| Reason::Twice { side, id: pair[0] });
     let wide = registers.iter().filter(|(id, value)| value & !id::bits(*id) != 0);
     twice.chain(wide.map(|(id, value)| Reason::BadValue { side, id: *id, value: *value })).collect()
 }
