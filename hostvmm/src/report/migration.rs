@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::ledger::{BytesEntry, GapBucket, GapsEntry, HugePagesAround, MigrationEntry};
+use super::ledger::{BytesEntry, GapBucket, GapsEntry, HopEntry, HugePagesAround, MigrationEntry};
 use super::text::{align_numbers, table};
 use super::{Check, Ledger, Mismatch, Verdict, check, describe};
 
@@ -187,7 +187,7 @@ fn gaps_table(gaps: &GapsEntry) -> String {
 }
 
 fn hops(entry: &MigrationEntry) -> Option<String> {
-    let mut table = table(&["hop", "from", "to", "status", "total", "downtime", "bytes", "syncs", "history"]);
+    let mut table = table(&["hop", "from", "to", "status", "total", "downtime", "rules", "bytes", "syncs", "history"]);
     for hop in &entry.hops {
         table.add_row([
             hop.hop.to_string(),
@@ -196,13 +196,34 @@ fn hops(entry: &MigrationEntry) -> Option<String> {
             hop.status.clone(),
             time(hop.total_ns),
             time(hop.downtime_host_ns),
+            hop.registers.as_ref().map_or_else(|| "-".to_owned(), |registers| time(registers.translate_ns)),
             hop.transferred.to_string(),
             hop.syncs.to_string(),
             hop.history.map_or_else(|| "-".to_owned(), |pages| pages.to_string()),
         ]);
     }
     align_numbers(&mut table, 4);
-    (!entry.hops.is_empty()).then(|| table.to_string())
+    (!entry.hops.is_empty()).then(|| match beside(&entry.hops) {
+        Some(beside) => format!("{table}\n{beside}"),
+        None => table.to_string(),
+    })
+}
+
+/// The downtime of hops whose registers were translated beside that of the others, where there are both.
+fn beside(hops: &[HopEntry]) -> Option<String> {
+    let median = |translated: bool| {
+        let completed = hops.iter().filter(|hop| hop.status == "completed" && hop.registers.is_some() == translated);
+        let mut downtimes: Vec<u64> = completed.map(|hop| hop.downtime_host_ns).collect();
+        downtimes.sort_unstable();
+        Some((*downtimes.get(downtimes.len() / 2)?, downtimes.len()))
+    };
+    let ((same, of_same), (other, of_other)) = (median(false)?, median(true)?);
+    let ratio = other as f64 / same.max(1) as f64;
+    Some(format!(
+        "downtime, median: {} with the same registers (of {of_same}), {} translated (of {of_other}), {ratio:.2} times",
+        time(same),
+        time(other)
+    ))
 }
 
 fn cancels(entry: &MigrationEntry) -> Option<String> {
@@ -246,7 +267,7 @@ fn kills(entry: &MigrationEntry) -> Option<String> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::ledger::{CancelEntry, GuestClockEntry, HopEntry, KillEntry, RoundEntry, SlotDigestsEntry};
+    use super::super::ledger::{CancelEntry, GuestClockEntry, KillEntry, RoundEntry, SlotDigestsEntry};
     use super::*;
     use crate::report::sample_ledger;
 
@@ -337,5 +358,22 @@ pub(super) mod tests {
         let ledger = migrated();
         let gaps = ledger.migration.unwrap().gaps.unwrap();
         assert_eq!(buckets(&gaps), [(1024, [7, 5, 0]), (4_194_304, [0, 1, 0])]);
+    }
+
+    #[test]
+    fn moves_that_translate_registers_stand_beside_those_that_do_not() {
+        use super::super::ledger::RegistersEntry;
+        let hop = |downtime_ms: u64, translated: bool| HopEntry {
+            status: "completed".to_owned(),
+            downtime_host_ns: downtime_ms * 1_000_000,
+            registers: translated.then(|| RegistersEntry { translate_ns: 150_000, ..RegistersEntry::default() }),
+            ..HopEntry::default()
+        };
+        let failed = HopEntry { status: "failed".to_owned(), ..hop(999, true) };
+        let entry = |hops| MigrationEntry { hops, ..MigrationEntry::default() };
+        let told = hops(&entry(vec![hop(40, false), hop(50, true), hop(70, true), hop(60, true), failed])).unwrap();
+        assert!(told.contains("150"), "{told}");
+        assert!(told.contains("(of 1)") && told.contains("(of 3), 1.50 times"), "{told}");
+        assert!(!hops(&entry(vec![hop(40, false)])).unwrap().contains("times"));
     }
 }
