@@ -90,7 +90,7 @@ fn a_host_that_cannot_be_reached_is_named() {
         ["verify", "cross", "--firmware", firmware.to_str().unwrap(), "--to", "emulator", "--to-via", "false"];
     let run = run(options.into_iter().chain(SMALL), false);
     run.expect_status(1);
-    assert!(run.stderr.contains("false 'mktemp"), "{}", run.stderr);
+    assert!(run.stdout.contains("false 'mktemp"), "{}", run.stdout);
 }
 
 #[test]
