@@ -17,7 +17,7 @@ use abi::hypercall::REG_POINT;
 use abi::points::{ID_BASE, LINE_PREFIX, Point};
 use abi::{Gpa, GuestRange};
 
-use crate::guest::arch::points::{Record, Word, abort, ask, ask_between_exclusives, tell_and_wait};
+use crate::guest::arch::points::{Record, Word, abort, ask, ask_between_exclusives, fill_vectors, tell_and_wait};
 use crate::guest::arch::{cache, cpu};
 use crate::guest::{Machine, console, timer};
 
@@ -27,6 +27,8 @@ const STEP: u64 = 2;
 const WAIT_MS: u64 = 50;
 /// Bytes of a line of registers: less than a line that the host's console shows in one piece.
 const LINE_BYTES: usize = 900;
+/// A register in such a line, at most: an id, and a vector's 32 digits.
+const ENTRY_BYTES: usize = 50;
 /// Nothing is mapped there: it lies above the doorbell and below the region.
 const UNMAPPED: u64 = 0x0bad_0c00;
 
@@ -84,6 +86,7 @@ pub(crate) fn print_first(machine: &Machine) {
 /// Visits the points between boot and work, on vCPU 0. Interrupts are masked, and nothing uses the timer.
 pub(crate) fn tour(machine: &Machine) {
     let asks = |point| asks(machine.boot.points, machine.devices.doorbell, point);
+    fill_vectors();
     if let Some(register) = asks(Point::Handler) {
         in_handler(register);
     }
@@ -106,6 +109,7 @@ pub(crate) fn in_step(machine: &Machine, step: u64) {
     if let Some(register) = asks(machine.boot.points, machine.devices.doorbell, Point::Workload) {
         // A heartbeat between reading and asking would change registers.
         cpu::mask_irq();
+        fill_vectors();
         ask(register, Point::Workload, record(Point::Workload));
         cpu::unmask_irq();
         passed(Point::Workload);
@@ -182,15 +186,15 @@ fn passed(point: Point) {
     // SAFETY: the assembly has filled it, and nobody writes to it any more.
     let record = unsafe { &*record };
     for (when, after) in [("before", false), ("after", true)] {
-        let mut room = 0;
+        let mut room = None;
         record.registers(after, |id, value| {
-            if room < 40 {
-                let end = if room == 0 { "" } else { "\n" };
+            let left = room.filter(|room| *room >= ENTRY_BYTES).unwrap_or_else(|| {
+                let end = if room.is_none() { "" } else { "\n" };
                 console::say(format_args!("{end}{LINE_PREFIX}{} {when}", point.name()));
-                room = LINE_BYTES;
-            }
+                LINE_BYTES
+            });
             console::say(format_args!(" {:x}={value:x}", id ^ ID_BASE));
-            room -= 36;
+            room = Some(left - ENTRY_BYTES);
         });
         console::say(format_args!("\n"));
     }

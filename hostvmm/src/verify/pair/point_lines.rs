@@ -33,7 +33,7 @@ impl PointLine {
         };
         let register = |word: &str| {
             let (id, value) = word.split_once('=')?;
-            Some((u64::from_str_radix(id, 16).ok()? ^ ID_BASE, u64::from_str_radix(value, 16).ok()?.into()))
+            Some((u64::from_str_radix(id, 16).ok()? ^ ID_BASE, u128::from_str_radix(value, 16).ok()?))
         };
         let registers = words.map(register).collect::<Option<Vec<_>>>()?;
         Some(Self::Registers { point, after, registers })
@@ -74,12 +74,17 @@ mod tests {
     fn what_a_guest_prints_is_read_back() {
         let lines = [
             "guest: point handler before 13c080=30d0198d 1000000001000d4=0",
-            "guest: point handler before 100000=7",
+            "guest: point handler before 100000=7 70000000100054=123456789abcdef0101010101010101",
             "guest: point handler after 13c080=30d0198d",
             "guest: point handler passed",
         ];
         let readings = readings(lines.iter().map(|line| PointLine::parse(line).unwrap()));
-        let before = vec![(0x6030_0000_0013_c080, 0x30d0_198d), (0x6130_0000_0010_00d4, 0), (0x6030_0000_0010_0000, 7)];
+        let before = vec![
+            (0x6030_0000_0013_c080, 0x30d0_198d),
+            (0x6130_0000_0010_00d4, 0),
+            (0x6030_0000_0010_0000, 7),
+            (0x6040_0000_0010_0054, 0x0123_4567_89ab_cdef_0101_0101_0101_0101),
+        ];
         let expected = Reading { before, after: vec![(0x6030_0000_0013_c080, 0x30d0_198d)], passed: true };
         assert_eq!(readings, BTreeMap::from([(Point::Handler, expected)]));
     }
@@ -93,7 +98,7 @@ mod tests {
             "guest: point handler during 1=2",
             "guest: point handler before 1",
             "guest: point handler before 1=x",
-            "guest: point handler before 1=10000000000000000",
+            "guest: point handler before 1=100000000000000000000000000000000",
             "guest: point handler passed over",
         ] {
             assert_eq!(PointLine::parse(line), None, "{line}");

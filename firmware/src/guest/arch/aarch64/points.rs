@@ -20,12 +20,16 @@ use abi::points::{ID_BASE, Point};
 
 /// x0 to x30, and SP.
 const GENERAL: usize = 32;
+/// v0 to v31.
+const VECTORS: usize = 32;
 /// KVM's ids of general registers: `KVM_REG_ARM_CORE` and the offset in `struct kvm_regs` / 4.
 const CORE: u64 = ID_BASE | 0x10_0000;
 const SP_EL0: u64 = CORE + 2 * 31;
 const SP_EL1: u64 = CORE + 2 * 34;
 const ELR_EL1: u64 = CORE + 2 * 35;
 const SPSR_EL1: u64 = CORE + 2 * 36;
+/// V0: 128 bits, byte 336 of `struct kvm_regs`; each a word of 32 bits after the other.
+const V0: u64 = 0x6040_0000_0010_0054;
 /// FPSR and FPCR have 32 bits and lie behind 32 vector registers.
 const FPSR: u64 = 0x6020_0000_0010_00d4;
 const FPCR: u64 = FPSR + 1;
@@ -97,9 +101,33 @@ macro_rules! registers {
     str     x0, [x28, #(\base + 248)]
     .endm
 
+    // v0 to v31, from x28 on, which ends behind them.
+    .macro POINT_VECTORS
+    .arch_extension fp
+    stp     q0, q1, [x28], #32
+    stp     q2, q3, [x28], #32
+    stp     q4, q5, [x28], #32
+    stp     q6, q7, [x28], #32
+    stp     q8, q9, [x28], #32
+    stp     q10, q11, [x28], #32
+    stp     q12, q13, [x28], #32
+    stp     q14, q15, [x28], #32
+    stp     q16, q17, [x28], #32
+    stp     q18, q19, [x28], #32
+    stp     q20, q21, [x28], #32
+    stp     q22, q23, [x28], #32
+    stp     q24, q25, [x28], #32
+    stp     q26, q27, [x28], #32
+    stp     q28, q29, [x28], #32
+    stp     q30, q31, [x28], #32
+    .arch_extension nofp
+    .endm
+
     .macro POINT_BEFORE
     POINT_GENERAL 0
-    add     x28, x28, #{before}
+    add     x28, x28, #{vectors}
+    POINT_VECTORS
+    add     x28, x28, #({before} - {vectors} - {vectors_bytes})
     POINT_SYSTEM
     sub     x28, x28, #{after}
     ldr     x0, [x28]
@@ -107,7 +135,9 @@ macro_rules! registers {
 
     .macro POINT_AFTER
     POINT_GENERAL 256
-    add     x28, x28, #{after}
+    add     x28, x28, #({vectors} + {vectors_bytes})
+    POINT_VECTORS
+    add     x28, x28, #({after} - {before})
     POINT_SYSTEM
     sub     x28, x28, #{status}
     ldr     x0, [x28, #256]
@@ -148,6 +178,8 @@ point_exclusive:
     .size point_exclusive, . - point_exclusive
     .popsection
     "#,
+            vectors = const offset_of!(Record, vectors),
+            vectors_bytes = const size_of::<[u128; VECTORS]>(),
             before = const offset_of!(Record, before),
             after = const offset_of!(Record, after),
             status = const offset_of!(Record, status),
@@ -214,6 +246,7 @@ const SLOTS: usize = {
 #[repr(C, align(64))]
 pub(crate) struct Record {
     general: [[u64; GENERAL]; 2],
+    vectors: [[u128; VECTORS]; 2],
     before: [u64; SLOTS],
     after: [u64; SLOTS],
     /// Of [`ask_between_exclusives`]: what the store-exclusive said.
@@ -221,25 +254,35 @@ pub(crate) struct Record {
 }
 
 const _: () = assert!(offset_of!(Record, status) < 4096, "offsets are immediates of ADD");
+const _: () = assert!(
+    offset_of!(Record, before) == offset_of!(Record, vectors) + 2 * size_of::<[u128; VECTORS]>(),
+    "what is read before a point lies behind the vector registers"
+);
 
 impl Record {
     /// One that nothing has been read to.
-    pub(crate) const BLANK: Self =
-        Self { general: [[0; GENERAL]; 2], before: [0; SLOTS], after: [0; SLOTS], status: 0 };
+    pub(crate) const BLANK: Self = Self {
+        general: [[0; GENERAL]; 2],
+        vectors: [[0; VECTORS]; 2],
+        before: [0; SLOTS],
+        after: [0; SLOTS],
+        status: 0,
+    };
 
     /// Calls `each` with KVM's id and the value of every register that was read before the point, or after it.
-    pub(crate) fn registers(&self, after: bool, mut each: impl FnMut(u64, u64)) {
+    pub(crate) fn registers(&self, after: bool, mut each: impl FnMut(u64, u128)) {
         let slots = if after { &self.after } else { &self.before };
         let selected = ALWAYS.iter().zip(slots).find(|(id, _)| **id == SPSEL).map_or(0, |(_, value)| *value);
         let [registers @ .., stack] = &self.general[usize::from(after)];
-        registers.iter().zip(0..).for_each(|(value, number)| each(CORE + 2 * number, *value));
-        each(if selected == 0 { SP_EL0 } else { SP_EL1 }, *stack);
+        registers.iter().zip(0..).for_each(|(value, number)| each(CORE + 2 * number, (*value).into()));
+        each(if selected == 0 { SP_EL0 } else { SP_EL1 }, (*stack).into());
+        self.vectors[usize::from(after)].iter().zip(0..).for_each(|(value, number)| each(V0 + 4 * number, *value));
         let (always, mut rest) = slots.split_at(ALWAYS.len());
-        ALWAYS.iter().zip(always).for_each(|(id, value)| each(*id, *value));
+        ALWAYS.iter().zip(always).for_each(|(id, value)| each(*id, (*value).into()));
         for part in PARTS {
             let Some((found, values)) = rest.split_first() else { return };
             if *found != 0 {
-                part.iter().zip(values).for_each(|(id, value)| each(*id, *value));
+                part.iter().zip(values).for_each(|(id, value)| each(*id, (*value).into()));
             }
             rest = values.get(part.len()..).unwrap_or_default();
         }
@@ -248,6 +291,23 @@ impl Record {
 
 /// A word of exclusives.
 pub(crate) type Word = AtomicU64;
+
+/// Gives each vector register a value of its own, which a move must keep; the compiler uses none of them.
+pub(crate) fn fill_vectors() {
+    // SAFETY: nothing but the workload's patterns uses them, within a pattern.
+    unsafe {
+        asm!(
+            ".arch_extension simd",
+            ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+            "movi v\\n\\().16b, #(\\n + 1)",
+            "ins v\\n\\().d[1], {number}",
+            ".endr",
+            ".arch_extension nosimd",
+            number = in(reg) 0x0123_4567_89ab_cdef_u64,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+}
 
 /// Asks to be moved by a store to `at`, and has been when it returns.
 pub(crate) fn ask(at: Gpa, point: Point, record: *mut Record) {

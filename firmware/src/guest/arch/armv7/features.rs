@@ -33,7 +33,7 @@ impl Features {
 }
 
 /// MVFR1.A_SIMD_LS, if the entry code could enable coprocessors 10 and 11; without them MVFR1 is undefined.
-fn has_simd() -> bool {
+pub(super) fn has_simd() -> bool {
     let cpacr: u32;
     // SAFETY: reading CPACR has no effect on anything else.
     unsafe { asm!("mrc p15, 0, {}, c1, c0, 2", out(reg) cpacr, options(nomem, nostack, preserves_flags)) };

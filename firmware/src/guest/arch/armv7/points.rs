@@ -19,8 +19,14 @@ use core::sync::atomic::AtomicU32;
 use abi::Gpa;
 use abi::points::{ID_BASE, Point};
 
+use super::features::has_simd;
+
 /// X0 to X30, SPSR_svc, SPSR_abt, SPSR_und, SPSR_irq, SPSR_fiq, and the CPSR.
 const GENERAL: usize = 31 + 5 + 1;
+/// q0 to q15, which are V0 to V15.
+const VECTORS: usize = 16;
+/// V0: 128 bits, byte 336 of `struct kvm_regs`; each a word of 32 bits after the other.
+const V0: u64 = 0x6040_0000_0010_0054;
 /// KVM's ids of general registers: `KVM_REG_ARM_CORE` and the offset in `struct kvm_regs` / 4.
 const CORE: u64 = ID_BASE | 0x10_0000;
 /// The CPSR.
@@ -129,11 +135,27 @@ macro_rules! registers {
     ldr     r1, [r12, #(\base + 8)]
     .endm
 
+    // d0 to d31 from r12 on, which ends behind them, where the entry code could enable them: then there are 32, as in every AArch32 state of a
+    // 64-bit CPU and in the Cortex-A15. Clobbers r0 and the flags.
+    .macro POINT_VECTORS
+    mrc     p15, 0, r0, c1, c0, 2
+    and     r0, r0, #(0xf << 20)
+    cmp     r0, #(0xf << 20)
+    bne     1f
+    vstmia  r12!, {{d0-d15}}
+    vstmia  r12!, {{d16-d31}}
+    b       2f
+1:  add     r12, r12, #{vectors_bytes}
+2:
+    .endm
+
     // Offsets are no immediates of ADD, whatever their size; r0 is scratch where they are used.
     .macro POINT_BEFORE
     POINT_GENERAL 0
-    movw    r0, #{before}
+    movw    r0, #{vectors}
     add     r12, r12, r0
+    POINT_VECTORS
+    add     r12, r12, #{vectors_bytes}
     POINT_SYSTEM
     movw    r0, #{after}
     sub     r12, r12, r0
@@ -142,7 +164,10 @@ macro_rules! registers {
 
     .macro POINT_AFTER
     POINT_GENERAL {general}
-    movw    r0, #{after}
+    movw    r0, #({vectors} + {vectors_bytes})
+    add     r12, r12, r0
+    POINT_VECTORS
+    movw    r0, #({after} - {before})
     add     r12, r12, r0
     POINT_SYSTEM
     movw    r0, #{status}
@@ -185,6 +210,8 @@ point_exclusive:
     .size point_exclusive, . - point_exclusive
     .popsection
     "#,
+            vectors = const offset_of!(Record, vectors),
+            vectors_bytes = const size_of::<[u128; VECTORS]>(),
             before = const offset_of!(Record, before),
             general = const size_of::<[u64; GENERAL]>(),
             after = const offset_of!(Record, after),
@@ -321,6 +348,7 @@ const SLOTS: usize = {
 #[repr(C, align(64))]
 pub(crate) struct Record {
     general: [[u64; GENERAL]; 2],
+    vectors: [[u128; VECTORS]; 2],
     before: [u64; SLOTS],
     after: [u64; SLOTS],
     /// Of [`ask_between_exclusives`]: what the store-exclusive said.
@@ -328,27 +356,37 @@ pub(crate) struct Record {
 }
 
 const _: () = assert!(offset_of!(Record, status) < 4096, "offsets are immediates of STR");
+const _: () = assert!(
+    offset_of!(Record, before) == offset_of!(Record, vectors) + 2 * size_of::<[u128; VECTORS]>(),
+    "what is read before a point lies behind the vector registers"
+);
 
 impl Record {
     /// One that nothing has been read to.
-    pub(crate) const BLANK: Self =
-        Self { general: [[0; GENERAL]; 2], before: [0; SLOTS], after: [0; SLOTS], status: 0 };
+    pub(crate) const BLANK: Self = Self {
+        general: [[0; GENERAL]; 2],
+        vectors: [[0; VECTORS]; 2],
+        before: [0; SLOTS],
+        after: [0; SLOTS],
+        status: 0,
+    };
 
     /// Calls `each` with KVM's id and the value of every register that was read before the point, or after it.
-    pub(crate) fn registers(&self, after: bool, mut each: impl FnMut(u64, u64)) {
+    pub(crate) fn registers(&self, after: bool, mut each: impl FnMut(u64, u128)) {
         let (registers, others) = self.general[usize::from(after)].split_at(31);
         // R13_hyp, which is X15, is out of reach.
         let seen = registers.iter().zip(0..).filter(|(_, number)| *number != 15);
-        seen.for_each(|(value, number)| each(CORE + 2 * number, *value));
+        seen.for_each(|(value, number)| each(CORE + 2 * number, (*value).into()));
         let ids = (0..5).map(|saved| SPSR_SVC + 2 * saved).chain([PSTATE]);
-        others.iter().zip(ids).for_each(|(value, id)| each(id, *value));
+        others.iter().zip(ids).for_each(|(value, id)| each(id, (*value).into()));
+        self.vectors[usize::from(after)].iter().zip(0..).for_each(|(value, number)| each(V0 + 4 * number, *value));
         let slots = if after { &self.after } else { &self.before };
         let (always, mut rest) = slots.split_at(ALWAYS.len());
-        ALWAYS.iter().zip(always).for_each(|(id, value)| each(*id, *value));
+        ALWAYS.iter().zip(always).for_each(|(id, value)| each(*id, (*value).into()));
         for part in PARTS {
             let Some((found, values)) = rest.split_first() else { return };
             if *found != 0 {
-                part.iter().zip(values).for_each(|(id, value)| each(*id, *value));
+                part.iter().zip(values).for_each(|(id, value)| each(*id, (*value).into()));
             }
             rest = values.get(part.len()..).unwrap_or_default();
         }
@@ -357,6 +395,23 @@ impl Record {
 
 /// A word of exclusives.
 pub(crate) type Word = AtomicU32;
+
+/// Gives each vector register a value of its own, which a move must keep; the compiler uses none of them.
+pub(crate) fn fill_vectors() {
+    if !has_simd() {
+        return;
+    }
+    // SAFETY: nothing but the workload's patterns uses them, within a pattern; they are enabled.
+    unsafe {
+        asm!(
+            ".fpu neon",
+            ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+            "vmov.i8 d\\n, #(\\n + 1)",
+            ".endr",
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+}
 
 /// Asks to be moved by a store to `at`, and has been when it returns. Interrupts are masked.
 pub(crate) fn ask(at: Gpa, point: Point, record: *mut Record) {
