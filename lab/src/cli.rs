@@ -287,7 +287,8 @@ fn move_between(
     let hostvmm = cross::own_hostvmm(checkout, !options.no_build, options.progress())?;
     let (work, results) = (work_directory()?, work_directory()?);
     let machine = prepare(checkout, options, &[], &crossing::command(arguments), work.path())?;
-    let machine = Machine { outside: true, ..machine };
+    let memory_mib = machine.memory_mib.max(crossing::MEMORY_MIB);
+    let machine = Machine { outside: true, memory_mib, ..machine };
     let outside = Outside::listen(work.path(), hostvmm.parent().unwrap_or(checkout))?;
     let sinks: [&mut dyn io::Write; 2] = [&mut io::stdout(), &mut io::stderr()];
     let code = run::run(&machine, work.path(), Some(results.path()), crossing::SECONDS, sinks);

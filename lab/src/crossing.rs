@@ -11,6 +11,8 @@ use crate::guest::OUTSIDE;
 pub(crate) const LEDGER: &str = "cross.json";
 /// Longest that the moves may take; many times what they do.
 pub(crate) const SECONDS: u64 = 600;
+/// Least memory of the lab's machine: every port has buffers of pages, which on 64K hosts leave too little of 1 GiB.
+pub(crate) const MEMORY_MIB: u32 = 2048;
 /// What the guest writes. An AArch32 guest takes no interrupt: QEMU's translator loses SPSR_irq (docs/kvm.md).
 const WRITES: &str = "dirtyram:pages=1024,step=32,sleep_ms=5";
 const WRITES_ARMV7: &str = "dirtyram:pages=1024,step=32";

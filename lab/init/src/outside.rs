@@ -11,7 +11,7 @@
 use std::io::{self, Read, Write};
 
 /// Channels of a guest that has any: more than a scenario ever uses at once.
-pub const CHANNELS: u8 = 12;
+pub const CHANNELS: u8 = 6;
 /// The first channel's port.
 pub const FIRST_PORT: u8 = 4;
 /// Most bytes of a frame.

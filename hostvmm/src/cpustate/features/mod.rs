@@ -152,7 +152,7 @@ fn fields(id: u64, arch: Arch) -> Option<impl Iterator<Item = Field>> {
     };
     let taken = named.iter().fold(0, |taken, field| taken | field.mask());
     let unnamed = (0..end).step_by(width).map(move |low| field("", low, &[]).width(width as u32));
-    // No list is made: it would be half of what a translation takes.
+    // No list is made of them: that was a third of what a translation took.
     Some(named.iter().copied().chain(unnamed.filter(move |field| field.mask() & taken == 0)))
 }
 

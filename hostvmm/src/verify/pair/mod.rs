@@ -34,6 +34,8 @@ pub use side::PairError;
 pub(super) use side::{Ended, Side};
 pub(super) use watch::Watch;
 
+use crate::backend::Accelerator;
+use crate::memory::host_page_bytes;
 use crate::report::Ledger;
 
 /// A scenario with migrations, as asked for.
@@ -90,6 +92,11 @@ impl MigrateSpec {
             // Another host has its own, at the place where hostvmm looks for it.
             None if self.via.is_some() => {}
             None => options.extend(["--firmware".to_owned(), self.base.firmware.display().to_string()]),
+        }
+        // A dirty log has pages of this host's size here: an emulator elsewhere is told.
+        let is_told = options.iter().any(|option| option == "--host-page");
+        if self.via.is_some() && self.base.machine.accelerator == Accelerator::Emulator && !is_told {
+            options.extend(["--host-page".to_owned(), format!("{}k", host_page_bytes() >> 10)]);
         }
         options.extend_from_slice(&self.options);
         options
