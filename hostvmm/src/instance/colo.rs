@@ -318,6 +318,9 @@ impl ColoVm for Instance {
     }
 
     fn load(&self, sections: &[Section], _: Moment, primary: ClockOffset) -> Result<(), VmError> {
+        // A secondary's first guest comes to a machine that nobody has paused. Steps that it were given here, where it arrives parked, would
+        // be written to its memory before that has been compared.
+        self.gate.close();
         let mut luggage = self.unpack(sections)?;
         self.machine.vm().forget_memory().map_err(|error| VmError::new("make the guest forget its memory", error))?;
         self.put_in_place(&mut luggage)?;
